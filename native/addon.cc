@@ -1,0 +1,187 @@
+// The addon's face towards JavaScript: a handful of functions on one object per environment.
+// lib/native.ts is their only caller and checks what users pass; here a wrong argument is a bug of
+// ours and throws.
+#include <napi.h>
+
+#include <cstdlib>
+#include <memory>
+
+#include "env.h"
+#include "file.h"
+#include "layout.h"
+
+namespace multiwrite {
+namespace {
+
+class Addon final : public Napi::Addon<Addon> {
+ public:
+  Addon(Napi::Env env, Napi::Object exports) : env_(new Env(env)) {
+    DefineAddon(exports, {
+                             InstanceMethod("attach", &Addon::Attach),
+                             InstanceMethod("startEngine", &Addon::StartEngine),
+                             InstanceMethod("open", &Addon::Open),
+                             InstanceMethod("geometry", &Addon::ReadFileGeometry),
+                             InstanceMethod("changeRange", &Addon::ChangeFileRange),
+                             InstanceMethod("close", &Addon::Close),
+                             InstanceMethod("addRegion", &Addon::AddRegion),
+                             InstanceMethod("removeRegion", &Addon::RemoveRegion),
+                             InstanceMethod("address", &Addon::Address),
+                             InstanceMethod("adjustExternalMemory", &Addon::AdjustExternalMemory),
+                             InstanceMethod("setBusyPoll", &Addon::SetBusyPoll),
+                             InstanceMethod("submit", &Addon::Submit),
+#ifdef MULTIWRITE_FAULTS
+                             InstanceMethod("setFaults", &Addon::SetFaults),
+#endif
+                             InstanceValue("layout", Layout(env)),
+                         });
+  }
+
+ private:
+  static Napi::Object Layout(Napi::Env env) {
+    Napi::Object layout = Napi::Object::New(env);
+    layout.Set("version", kLayoutVersion);
+    layout.Set("requestStride", static_cast<uint32_t>(kRequestStride));
+    layout.Set("vectorStride", static_cast<uint32_t>(kVectorStride));
+    layout.Set("resultStride", static_cast<uint32_t>(kResultStride));
+    layout.Set("maxVectors", kMaxVectors);
+    return layout;
+  }
+
+  static void Throw(Napi::Env env, const char* message) {
+    napi_throw_error(env, "ERR_INTERNAL_ASSERTION", message);
+  }
+
+  static int32_t Int(const Napi::CallbackInfo& info, size_t index) {
+    return info[index].IsNumber() ? info[index].As<Napi::Number>().Int32Value() : -1;
+  }
+
+  // attach(requests, vectors, results, drained, layoutVersion)
+  void Attach(const Napi::CallbackInfo& info) {
+    const char* problem =
+        env_->Attach(info[0], info[1], info[2], info[3], static_cast<uint32_t>(Int(info, 4)));
+    if (problem) Throw(info.Env(), problem);
+  }
+
+  // startEngine(kind) -> undefined, or { errno, syscall }
+  Napi::Value StartEngine(const Napi::CallbackInfo& info) {
+    int32_t kind = Int(info, 0);
+    if (kind < 0 || kind >= static_cast<int32_t>(kEngineKinds)) {
+      Throw(info.Env(), "no such engine");
+      return info.Env().Undefined();
+    }
+    const char* syscall = "";
+    int error = env_->StartEngine(static_cast<EngineKind>(kind), &syscall);
+    if (error == 0) return info.Env().Undefined();
+    Napi::Object failure = Napi::Object::New(info.Env());
+    failure.Set("errno", error);
+    failure.Set("syscall", syscall);
+    return failure;
+  }
+
+  // open(path, flags, engine) -> promise of geometry with `file`, or of { errno, syscall }
+  Napi::Value Open(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    int32_t kind = Int(info, 2);
+    if (kind < 0 || kind >= static_cast<int32_t>(kEngineKinds)) {
+      Throw(env, "open: no such engine");
+      return env.Undefined();
+    }
+    size_t length = 0;
+    if (napi_get_value_string_utf8(env, info[0], nullptr, 0, &length) != napi_ok) {
+      Throw(env, "open: no path");
+      return env.Undefined();
+    }
+    char* path = static_cast<char*>(malloc(length + 1));
+    if (!path || napi_get_value_string_utf8(env, info[0], path, length + 1, &length) != napi_ok) {
+      free(path);
+      Throw(env, "open: no memory for the path");
+      return env.Undefined();
+    }
+    return Promise(env, NewOpenJob(env_.get(), path, Int(info, 1), static_cast<uint32_t>(kind)));
+  }
+
+  // geometry(file) -> promise of geometry, or of { errno, syscall }
+  Napi::Value ReadFileGeometry(const Napi::CallbackInfo& info) {
+    return Promise(info.Env(), NewGeometryJob(env_->Descriptor(Int(info, 0))));
+  }
+
+  // changeRange(file, op, offset, length) -> promise of { errno, syscall }
+  Napi::Value ChangeFileRange(const Napi::CallbackInfo& info) {
+    uint64_t offset = static_cast<uint64_t>(info[2].As<Napi::Number>().Int64Value());
+    uint64_t length = static_cast<uint64_t>(info[3].As<Napi::Number>().Int64Value());
+    RangeOp op = static_cast<RangeOp>(Int(info, 1));
+    return Promise(info.Env(), NewRangeJob(env_->Descriptor(Int(info, 0)), op, offset, length));
+  }
+
+  // close(file) -> promise of { errno, syscall }; the id is free at once. Nothing may be in flight
+  // on it.
+  Napi::Value Close(const Napi::CallbackInfo& info) {
+    return Promise(info.Env(), NewCloseJob(env_->TakeFile(Int(info, 0))));
+  }
+
+  Napi::Value Promise(Napi::Env env, Job* job) {
+    napi_value promise = StartJob(env, job);
+    return promise ? Napi::Value(env, promise) : env.Undefined();
+  }
+
+  // addRegion(view) -> id. The view must lie on a SharedArrayBuffer, and be referenced until
+  // removeRegion.
+  Napi::Value AddRegion(const Napi::CallbackInfo& info) {
+    uint8_t* base = nullptr;
+    size_t length = 0;
+    int32_t id =
+        Uint8Data(info.Env(), info[0], &base, &length) ? env_->AddRegion(base, length) : -1;
+    if (id < 0) Throw(info.Env(), "addRegion: no bytes, or no memory");
+    return Napi::Number::New(info.Env(), id);
+  }
+
+  void RemoveRegion(const Napi::CallbackInfo& info) { env_->RemoveRegion(Int(info, 0)); }
+
+  // address(view) -> where it lies now, modulo the page size: enough to align by, useless as a
+  // pointer.
+  Napi::Value Address(const Napi::CallbackInfo& info) {
+    uint8_t* base = nullptr;
+    size_t length = 0;
+    if (!Uint8Data(info.Env(), info[0], &base, &length)) Throw(info.Env(), "address: no bytes");
+    constexpr uintptr_t kModulus = 1u << 21;
+    return Napi::Number::New(info.Env(),
+                             static_cast<double>(reinterpret_cast<uintptr_t>(base) % kModulus));
+  }
+
+  // adjustExternalMemory(bytes): tells the collector of memory that it cannot see, or that it has
+  // gone.
+  void AdjustExternalMemory(const Napi::CallbackInfo& info) {
+    int64_t total = 0;
+    napi_adjust_external_memory(info.Env(), info[0].As<Napi::Number>().Int64Value(), &total);
+  }
+
+  // setBusyPoll(microseconds)
+  void SetBusyPoll(const Napi::CallbackInfo& info) {
+    env_->SetBusyPoll(static_cast<uint32_t>(Int(info, 0)));
+  }
+
+  // submit(count, views) -> number of results that are in the table at once
+  Napi::Value Submit(const Napi::CallbackInfo& info) {
+    const char* problem = nullptr;
+    int32_t results = env_->Submit(static_cast<uint32_t>(Int(info, 0)), info[1], &problem);
+    if (problem) Throw(info.Env(), problem);
+    return Napi::Number::New(info.Env(), results);
+  }
+
+#ifdef MULTIWRITE_FAULTS
+  // setFaults(rules): a Float64Array of rules; see faults.h
+  void SetFaults(const Napi::CallbackInfo& info) {
+    size_t count = 0;
+    double* rules = Float64Data(info.Env(), info[0], &count);
+    env_->SetFaults(rules, count);
+  }
+#endif
+
+  std::unique_ptr<Env> env_;
+};
+
+}  // namespace
+
+NODE_API_ADDON(Addon)
+
+}  // namespace multiwrite

@@ -1,0 +1,62 @@
+// Opening a block device or regular file and reading its geometry, and closing it: the calls that
+// may block, run on Node's worker threads and answered by a promise.
+#pragma once
+
+#include <node_api.h>
+
+#include <cstdint>
+
+namespace multiwrite {
+
+// What the kernel says of an open file. Sizes are in bytes; 0 where the kernel does not say.
+struct Geometry {
+  bool block_device = false;
+  bool regular_file = false;
+  bool device_read_only = false;
+  uint64_t size = 0;
+  uint32_t logical_block_size = 0;      // BLKSSZGET
+  uint32_t physical_block_size = 0;     // BLKPBSZGET
+  uint32_t optimal_io_size = 0;         // BLKIOOPT
+  uint32_t file_block_size = 0;         // statx stx_blksize
+  bool direct_alignment_known = false;  // statx answered STATX_DIOALIGN (6.1)
+  uint32_t direct_memory_alignment = 0;
+  uint32_t direct_offset_alignment = 0;
+  uint32_t major = 0;  // of the block device, or of the device that holds the file
+  uint32_t minor = 0;
+};
+
+// 0, or the errno of the call named in `syscall`.
+int ReadGeometry(int fd, Geometry* geometry, const char** syscall);
+
+// A blocking call and what becomes of it. Execute runs on another thread; Result on the
+// environment's, unless that is going away, in which case only the destructor runs.
+class Job {
+ public:
+  virtual ~Job() = default;
+  virtual void Execute() = 0;
+  virtual napi_value Result(napi_env env) = 0;
+};
+
+// What can be done to a range besides reading and writing it.
+enum class RangeOp : uint32_t {
+  kDiscard = 0,    // the content is of no use any more
+  kZero = 1,       // reads as zeros afterwards, space stays allocated
+  kZeroUnmap = 2,  // reads as zeros afterwards, space may be given back
+  kTruncate = 3,   // the file ends at `offset`
+};
+
+// 0, or the errno of the call named in `syscall`.
+int ChangeRange(int fd, RangeOp op, uint64_t offset, uint64_t length, const char** syscall);
+
+// Starts the job, takes ownership of it and returns the promise of its result; null with a pending
+// exception on failure.
+napi_value StartJob(napi_env env, Job* job);
+
+class Env;
+
+Job* NewOpenJob(Env* owner, char* path, int32_t flags, uint32_t engine);
+Job* NewCloseJob(int fd);
+Job* NewGeometryJob(int fd);
+Job* NewRangeJob(int fd, RangeOp op, uint64_t offset, uint64_t length);
+
+}  // namespace multiwrite

@@ -1,0 +1,64 @@
+// A pool of threads with pread, pwrite and their vector forms behind the engine interface: what
+// works everywhere.
+#pragma once
+
+#include <pthread.h>
+
+#include <memory>
+
+#include "engine.h"
+
+namespace multiwrite {
+
+class Threads final : public Engine {
+ public:
+  // Starts one thread; more follow as work comes in. On failure returns null and sets `error`
+  // (errno) and `syscall`.
+  static std::unique_ptr<Threads> Create(Slot* slots, uint32_t slot_count, int* error,
+                                         const char** syscall);
+  ~Threads() override;
+
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+  void Queue(Slot* slot) override;
+  void Submit(CompletionSink* sink) override;
+  void Reap(CompletionSink* sink) override;
+  bool Ready() const override;
+  void Drain(CompletionSink* sink) override;
+  int PollFd() const override { return event_fd_; }
+
+ private:
+  // Enough to keep a device's queue filled; more threads mostly wait for each other in the kernel.
+  static constexpr uint32_t kThreadsMax = 8;
+
+  Threads() = default;
+
+  static void* Run(void* self);
+  void Work();
+  int StartThread();
+  void Stop();
+
+  int event_fd_ = -1;
+  pthread_mutex_t lock_ = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t work_ = PTHREAD_COND_INITIALIZER;  // there is work, or the pool is stopping
+  pthread_cond_t done_ = PTHREAD_COND_INITIALIZER;  // an operation has ended; only Drain waits
+  pthread_t threads_[kThreadsMax];
+  uint32_t thread_count_ = 0;  // the environment's thread only
+
+  // Under the lock.
+  Slot* todo_first_ = nullptr;
+  Slot* todo_last_ = nullptr;
+  uint32_t todo_count_ = 0;
+  Slot* ended_ = nullptr;  // last in, first out; Reap turns it round
+  uint32_t running_ = 0;
+  uint32_t idle_ = 0;
+  bool stopping_ = false;
+
+  // The environment's thread only: queued since the last Submit.
+  Slot* fresh_first_ = nullptr;
+  Slot* fresh_last_ = nullptr;
+  uint32_t fresh_count_ = 0;
+};
+
+}  // namespace multiwrite
