@@ -1,0 +1,410 @@
+// One call's requests from admission to answer: who owns what, which submissions each request still waits for, and who hears
+// of which outcome.
+//
+// A batch is released in groups: all its requests at once where nothing is in their way, else each request when the last
+// earlier operation that it overlaps has ended. A group is planned when it is released, so a plan never holds a free request
+// behind a blocked one. If memory of a request is found to be gone before a submission left, the rest of that submission is
+// planned anew.
+//
+// `pending` counts the submissions that a request waits for; with the last one it is answered, exactly once. Answers are
+// given by `answer` in the drain's last phase, never while results are still being read.
+
+import { constants } from 'node:os'
+import { BlockError } from './errors.ts'
+import type { MergeMode } from './options.ts'
+import { planMerged } from './planner/merge.ts'
+import { planSeparately } from './planner/separate.ts'
+import type { Limits, Plan, Units } from './planner/units.ts'
+import type { Work } from './requests.ts'
+import type { Counters } from './stats.ts'
+import { type Claim, Submission, type SubmissionOwner, type UnitMap, type Waiter } from './submission.ts'
+import type { Hold, Tracker } from './tracker.ts'
+
+const { EFAULT } = constants.errno
+
+/** Where a request stands. */
+const State = { waiting: 0, released: 1, withdrawn: 2, ended: 3 } as const
+
+/** How a device has its batches planned, and what its errors say of it. */
+export interface BatchContext {
+  readonly path: string
+  readonly engine: string
+  readonly mode: MergeMode
+  /** What holds now: where the tail of a file begins can change. */
+  readonly limits: (read: boolean) => Limits
+  readonly counters: Counters
+  /** Called when a write with FUA fails. */
+  readonly fuaFailed: (error: BlockError) => void
+}
+
+export class Batch implements SubmissionOwner {
+  readonly work: Work
+  readonly #context: BatchContext
+  readonly #answer: (owner: number, error: Error | null) => void
+  readonly #finished: () => void
+  /** Per request: submissions that it waits for. */
+  readonly #pending: Int32Array
+  readonly #state: Uint8Array
+  /** Per request: the first failure among its submissions. */
+  #errors: Map<number, Error> | null = null
+  /** Per request: its place in the order of calls, where requests are held one by one. */
+  holds: (Hold<Waiter> | null)[] | null = null
+  /** What its holds are entered in, where that is not the device's: order inside the batch only. */
+  tracker: Tracker<Waiter> | null = null
+  isToTell = false
+  /** Requests not answered yet. */
+  #open: number
+  readonly #answered: number[] = []
+  #isFinished = false
+  #firstUnits: Int32Array | null = null
+  /** Whether requests overlap that were planned together. */
+  #overlaps = false
+
+  /**
+   * @param answer called once per request
+   * @param finished called after the last answer
+   */
+  constructor(
+    work: Work,
+    context: BatchContext,
+    answer: (owner: number, error: Error | null) => void,
+    finished: () => void,
+  ) {
+    this.work = work
+    this.#context = context
+    this.#answer = answer
+    this.#finished = finished
+    this.#pending = new Int32Array(work.count)
+    this.#state = new Uint8Array(work.count)
+    this.#open = work.count
+  }
+
+  /** Whether all requests can be planned as one: none stands for itself. */
+  get mergeable(): boolean {
+    return this.#context.mode === 'full' && this.work.noMerge === null
+  }
+
+  /** Whether a request may share a submission with others of its batch. */
+  mayMerge(owner: number): boolean {
+    return this.#context.mode === 'full' && this.work.noMerge?.[owner] !== 1
+  }
+
+  ownerOf(unit: number): number {
+    return this.work.owner === null ? unit : this.work.owner[unit]!
+  }
+
+  /** Units of a request are those from this one up to the next request's first. */
+  firstUnitOf(owner: number): number {
+    if (this.work.owner === null) return owner
+    this.#firstUnits ??= firstUnits(this.work.owner, this.work.units.count, this.work.count)
+    return this.#firstUnits[owner]!
+  }
+
+  /** Whether a submission reads bytes that more than one unit asked for. */
+  readsOverlap(submission: Submission): boolean {
+    if (!this.#overlaps) return false
+    let wanted = 0
+    for (let m = submission.membersFrom; m < submission.membersTo; m++) {
+      const owner = submission.members[m]!
+      const start = Math.max(this.work.offset[owner]!, submission.offset)
+      wanted += Math.min(this.work.offset[owner]! + this.work.length[owner]!, submission.end) - start
+    }
+    return wanted > submission.length
+  }
+
+  /** The plan of the whole batch; only for batches that are `mergeable`. */
+  planAll(): Plan {
+    return planMerged(this.work.units, this.#context.limits(this.work.read))
+  }
+
+  /** The plan of a batch of one request, whatever the merge mode. */
+  planSeparate(): Plan {
+    return planSeparately(this.work.units, this.work.owner, this.#context.limits(this.work.read), true)
+  }
+
+  /** The submissions of a plan of the whole batch. `claimOf` is asked once per submission. */
+  releaseAll(plan: Plan, claimOf: (index: number) => Claim | null): Submission[] {
+    this.#state.fill(State.released)
+    this.#countOverlap(this.work.units, plan)
+    return this.#submissions(plan, null, null, claimOf)
+  }
+
+  /** Plans a group of requests, in array order; none of them overlaps another unless both may be merged. */
+  release(owners: readonly number[]): Submission[] {
+    for (const owner of owners) this.#state[owner] = State.released
+    const merged = owners.filter((owner) => this.mayMerge(owner))
+    let submissions: Submission[] = []
+    if (merged.length > 0) {
+      const { units, map } = this.#select(merged)
+      const plan = planMerged(units, this.#context.limits(this.work.read))
+      this.#countOverlap(units, plan)
+      submissions = this.#submissions(plan, map, merged, () => null)
+    }
+    if (merged.length < owners.length) {
+      const single = owners.filter((owner) => !this.mayMerge(owner))
+      const { units, map } = this.#select(single)
+      const unitOwners = map.unit.map((unit) => this.ownerOf(unit))
+      const plan = planSeparately(units, unitOwners, this.#context.limits(this.work.read), this.#context.mode !== 'off')
+      submissions = submissions.concat(this.#submissionsOfOne(plan, map))
+    }
+    return submissions
+  }
+
+  /**
+   * Replaces a submission that was never sent by what is left of it without the requests in `leaving`, which fail with
+   * `errorOf`. The old submission must be ended as well.
+   */
+  replan(submission: Submission, leaving: ReadonlySet<number>, errorOf: (owner: number) => Error): Submission[] {
+    const { offset, length, claim } = submission
+    const kept: number[] = []
+    for (let m = submission.membersFrom; m < submission.membersTo; m++) {
+      const owner = submission.members[m]!
+      if (leaving.has(owner)) this.fail(owner, errorOf(owner))
+      else kept.push(owner)
+    }
+    if (kept.length === 0) return []
+    const { units, map } = this.#select(kept, offset, offset + length)
+    const plan = planMerged(units, this.#context.limits(this.work.read))
+    if (claim !== null) claim.parts += plan.count
+    return this.#submissions(plan, map, kept, () => claim, offset, offset + length)
+  }
+
+  /**
+   * Submissions that carry out a piece of one request again, alone. They wait for nobody and answer to their parent.
+   *
+   * @param fua whether the piece goes out with FUA, also if the request does not ask for it: another one that it covers may
+   */
+  single(owner: number, start: number, end: number, fua: boolean): Submission[] {
+    const { units, map } = this.#select([owner], start, end)
+    if (fua) units.fua = new Uint8Array(units.count).fill(1)
+    const plan = planMerged(units, this.#context.limits(this.work.read))
+    const members = onlyMember(owner)
+    const submissions: Submission[] = []
+    for (let s = 0; s < plan.count; s++) submissions.push(new Submission(this, plan, s, map, members, 0, 1, null))
+    return submissions
+  }
+
+  /**
+   * Withdraws those of the requests that still wait for their turn: the next `tell` answers them. Returns whether there were
+   * any. They keep their place in the order of calls until it comes: others may wait behind them.
+   */
+  withdraw(leaving: ReadonlySet<number>, error: Error): boolean {
+    let any = false
+    for (const owner of leaving) {
+      if (this.#state[owner] !== State.waiting || this.work.length[owner] === 0) continue
+      this.#state[owner] = State.withdrawn
+      this.fail(owner, error)
+      this.#answered.push(owner)
+      any = true
+    }
+    return any
+  }
+
+  isWithdrawn(owner: number): boolean {
+    return this.#state[owner] === State.withdrawn
+  }
+
+  /** What later requests of the batch cover is not written; what several ask for is read once. */
+  #countOverlap(units: Units, plan: Plan): void {
+    let overlap = 0
+    for (let u = 0; u < units.count; u++) overlap += units.length[u]!
+    for (let s = 0; s < plan.count; s++) overlap -= plan.length[s]!
+    // Negative where blocks are joined across a gap: then overlaps can't be excluded, and looking for them is cheap.
+    if (overlap !== 0) this.#overlaps = true
+    if (overlap > 0 && !this.work.read) this.#context.counters.write.overlapBytes += overlap
+  }
+
+  /** Notes that a request has failed. The first failure is the one that is told. */
+  fail(owner: number, error: Error): void {
+    this.#errors ??= new Map()
+    if (!this.#errors.has(owner)) this.#errors.set(owner, error)
+  }
+
+  /** Notes that the kernel refused bytes of a request. */
+  failSubmission(owner: number, errno: number): void {
+    this.fail(owner, this.#errorOf(owner, errno))
+  }
+
+  /** Notes that a write with FUA has failed, whatever becomes of its requests. */
+  fuaFailed(submission: Submission): void {
+    this.#context.fuaFailed(this.#errorOf(submission.members[submission.membersFrom]!, submission.errno))
+  }
+
+  /** The error of a request whose memory is gone. */
+  memoryError(owner: number): BlockError {
+    return this.#errorOf(owner, EFAULT, 'the memory was detached or shrunk before the request was done')
+  }
+
+  #errorOf(owner: number, errno: number, reason?: string): BlockError {
+    const { path, engine } = this.#context
+    const [offset, length] = [this.work.offset[owner]!, this.work.length[owner]!]
+    return new BlockError(errno, { syscall: this.work.read ? 'read' : 'write', path, engine, offset, length, reason })
+  }
+
+  /**
+   * Takes in that a submission has ended, or was replaced. Requests that wait for nothing more are answered by the next
+   * `tell`; `done` hears of them at once.
+   */
+  ended(submission: Submission, done: ((owner: number) => void) | null): void {
+    if (submission.loose) {
+      for (const owner of submission.lostOwners()) this.fail(owner, this.memoryError(owner))
+    }
+    for (let m = submission.membersFrom; m < submission.membersTo; m++) {
+      const owner = submission.members[m]!
+      if (submission.errno !== 0) this.failSubmission(owner, submission.errno)
+      if (--this.#pending[owner]! > 0) continue
+      this.#state[owner] = State.ended
+      this.#answered.push(owner)
+      if (done !== null) done(owner)
+    }
+  }
+
+  /** Requests without bytes have nothing to wait for: the next `tell` answers them. Returns whether it is due at once. */
+  endEmpty(): boolean {
+    for (let owner = 0; owner < this.work.count; owner++) {
+      if (this.work.length[owner] === 0) this.#answered.push(owner)
+    }
+    return this.#answered.length > 0 || this.#open === 0
+  }
+
+  /** Answers the requests that have ended, in the order in which they did; after the last one the batch is finished. */
+  tell(): void {
+    for (const owner of this.#answered.splice(0)) {
+      this.#open--
+      this.#answer(owner, this.#errors?.get(owner) ?? null)
+    }
+    if (this.#open > 0 || this.#isFinished) return
+    this.#isFinished = true
+    this.#finished()
+  }
+
+  /** The units of some requests, cut to a range. */
+  #select(owners: readonly number[], start = 0, end: number = Number.MAX_SAFE_INTEGER): { units: Units; map: UnitMap } {
+    const { work } = this
+    const unit: number[] = []
+    for (const owner of owners) {
+      for (let u = this.firstUnitOf(owner); u < this.firstUnitOf(owner + 1); u++) {
+        const from = work.units.offset[u]!
+        if (from < end && from + work.units.length[u]! > start) unit.push(u)
+      }
+    }
+    const count = unit.length
+    const offset = new Float64Array(count)
+    const length = new Float64Array(count)
+    const cut = new Float64Array(count)
+    const fua = work.units.fua === null ? null : new Uint8Array(count)
+    for (let i = 0; i < count; i++) {
+      const u = unit[i]!
+      const from = work.units.offset[u]!
+      offset[i] = Math.max(from, start)
+      length[i] = Math.min(from + work.units.length[u]!, end) - offset[i]!
+      cut[i] = offset[i]! - from
+      if (fua !== null) fua[i] = work.units.fua![u]!
+    }
+    return { units: { count, offset, length, fua }, map: { unit: Int32Array.from(unit), start: cut } }
+  }
+
+  /**
+   * Submissions of a merged plan, which are disjoint and ascending. A request waits for every one that touches its range:
+   * its own bytes, and those of later requests that cover it.
+   */
+  #submissions(
+    plan: Plan,
+    map: UnitMap | null,
+    owners: readonly number[] | null,
+    claimOf: (index: number) => Claim | null,
+    start = 0,
+    end: number = Number.MAX_SAFE_INTEGER,
+  ): Submission[] {
+    const { work } = this
+    const members = owners === null ? work.count : owners.length
+    if (plan.count === 1 && members === 1) {
+      const owner = owners === null ? 0 : owners[0]!
+      this.#pending[owner]!++
+      return [new Submission(this, plan, 0, map, onlyMember(owner), 0, 1, claimOf(0))]
+    }
+    if (plan.count === 1) {
+      const list = new Int32Array(members)
+      let count = 0
+      for (let i = 0; i < members; i++) {
+        const owner = owners === null ? i : owners[i]!
+        if (work.length[owner] === 0) continue
+        this.#pending[owner]!++
+        list[count++] = owner
+      }
+      return [new Submission(this, plan, 0, map, list, 0, count, claimOf(0))]
+    }
+    const first = new Int32Array(members)
+    const counts = new Int32Array(plan.count + 1)
+    let total = 0
+    for (let i = 0; i < members; i++) {
+      const owner = owners === null ? i : owners[i]!
+      const length = work.length[owner]!
+      if (length === 0) continue
+      const from = Math.max(work.offset[owner]!, start)
+      const to = Math.min(work.offset[owner]! + length, end)
+      let s = firstEndingAfter(plan, from)
+      first[i] = s
+      for (; s < plan.count && plan.offset[s]! < to; s++) {
+        counts[s]!++
+        total++
+      }
+      this.#pending[owner]! += s - first[i]!
+    }
+    const list = new Int32Array(total)
+    const place = new Int32Array(plan.count + 1)
+    for (let s = 0; s < plan.count; s++) place[s + 1] = place[s]! + counts[s]!
+    const next = place.slice()
+    for (let i = 0; i < members; i++) {
+      const owner = owners === null ? i : owners[i]!
+      const length = work.length[owner]!
+      if (length === 0) continue
+      const to = Math.min(work.offset[owner]! + length, end)
+      for (let s = first[i]!; s < plan.count && plan.offset[s]! < to; s++) list[next[s]!++] = owner
+    }
+    const submissions: Submission[] = []
+    for (let s = 0; s < plan.count; s++) {
+      submissions.push(new Submission(this, plan, s, map, list, place[s]!, place[s + 1]!, claimOf(s)))
+    }
+    return submissions
+  }
+
+  /** Submissions of a plan without merging: each has one owner. */
+  #submissionsOfOne(plan: Plan, map: UnitMap): Submission[] {
+    const submissions: Submission[] = []
+    for (let s = 0; s < plan.count; s++) {
+      const owner = this.ownerOf(map.unit[plan.segmentUnit[plan.firstSegment[s]!]!]!)
+      this.#pending[owner]!++
+      submissions.push(new Submission(this, plan, s, map, onlyMember(owner), 0, 1, null))
+    }
+    return submissions
+  }
+}
+
+function firstUnits(owner: Int32Array, units: number, owners: number): Int32Array {
+  const first = new Int32Array(owners + 1)
+  for (let u = 0; u < units; u++) first[owner[u]! + 1]!++
+  for (let i = 0; i < owners; i++) first[i + 1]! += first[i]!
+  return first
+}
+
+const FIRST_ONLY = new Int32Array(1)
+
+function onlyMember(owner: number): Int32Array {
+  if (owner === 0) return FIRST_ONLY
+  const members = new Int32Array(1)
+  members[0] = owner
+  return members
+}
+
+/** The first submission that ends after `place`. */
+function firstEndingAfter(plan: Plan, place: number): number {
+  let low = 0
+  let high = plan.count
+  while (low < high) {
+    const middle = (low + high) >>> 1
+    if (plan.offset[middle]! + plan.length[middle]! > place) high = middle
+    else low = middle + 1
+  }
+  return low
+}

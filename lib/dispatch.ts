@@ -1,0 +1,281 @@
+// From checked work to answers: makes batches, puts them in the order of calls, sends what may go, and turns what became of
+// each request into callbacks and promises. One per device; the device itself only checks and describes.
+//
+//   device ─► Dispatch.run / gather ─► Batch ─► Gate ─► planner ─► Queue ─► Engine
+//   caller ◄─ callback, promise     ◄─ Batch ◄──────────────────── Queue ◄─ Engine
+
+import { AsyncResource } from 'node:async_hooks'
+import { onAbort } from './abort.ts'
+import { Batch, type BatchContext } from './batch.ts'
+import type { Blocks } from './blocks.ts'
+import { Durability } from './durability.ts'
+import type { Engine } from './engine.ts'
+import { AbortError, BlockError, MultiwriteError } from './errors.ts'
+import { Gate } from './gate.ts'
+import { Gather, type Gathered } from './gather.ts'
+import type { CheckedCallOptions, MergeMode } from './options.ts'
+import type { Limits } from './planner/units.ts'
+import { Queue } from './queue.ts'
+import type { Callback, Work } from './requests.ts'
+import type { Counters } from './stats.ts'
+import type { Target } from './submission.ts'
+
+/** What a batch came to. */
+export interface BatchResult {
+  /** Requests of the batch. */
+  requests: number
+  /** Requests that failed; each told its callback. */
+  failed: number
+}
+
+/** What dispatching needs to know of its device. */
+export interface DispatchOptions {
+  readonly path: string
+  readonly engineName: string
+  readonly target: Omit<Target, 'tail' | 'size'>
+  readonly blocks: Blocks
+  readonly mode: MergeMode
+  readonly merge: Limits
+  readonly queueDepth: number
+  readonly ordered: boolean
+  readonly counters: Counters
+}
+
+export class Dispatch {
+  readonly gate: Gate
+  readonly queue: Queue
+  readonly durability: Durability
+  readonly #options: DispatchOptions
+  readonly #context: BatchContext
+  readonly #writes: Gather
+  readonly #reads: Gather
+
+  constructor(engine: Engine, options: DispatchOptions) {
+    const { blocks, merge, counters, target, path, engineName } = options
+    this.#options = options
+    this.durability = new Durability((done) => this.#sync(done))
+    let direct = { ...merge, alignment: blocks.alignment, tail: blocks.tail }
+    this.#context = {
+      path,
+      engine: engineName,
+      mode: options.mode,
+      limits: (read) => {
+        if (blocks.alignment === 1 || read) return merge
+        if (direct.tail !== blocks.tail) direct = { ...merge, alignment: blocks.alignment, tail: blocks.tail }
+        return direct
+      },
+      counters,
+      fuaFailed: (error) => {
+        // The page cache reports a lost page to whoever syncs first, and then forgets it.
+        if (!target.direct) this.durability.latch(error)
+      },
+    }
+    // Rewriting blocks needs the order of calls in any case.
+    const ordered = options.ordered || blocks.alignment > 1
+    const live: Target = {
+      ...target,
+      get tail() {
+        return blocks.tail
+      },
+      get size() {
+        return blocks.growsByWriting ? blocks.size : Number.POSITIVE_INFINITY
+      },
+    }
+    this.gate = new Gate(ordered, blocks)
+    this.queue = new Queue(engine, this.gate, live, options.queueDepth, ordered, counters)
+    this.#writes = new Gather(false, (gathered) => this.#startGathered(gathered))
+    this.#reads = new Gather(true, (gathered) => this.#startGathered(gathered))
+  }
+
+  /** Carries out the requests of one call. */
+  run(work: Work, signal: AbortSignal | undefined): Promise<BatchResult> {
+    this.sendGathered()
+    const counters = work.read ? this.#options.counters.read : this.#options.counters.write
+    counters.requests += work.count
+    return new Promise((resolve, reject) => {
+      const callbacks = work.callbacks
+      const context = callbacks === null ? null : new AsyncResource('multiwrite')
+      const unheard = new Map<number, Error>()
+      let failed = 0
+      let withdrawn = 0
+      const batch = this.#start(
+        work,
+        (owner, error) => {
+          if (error instanceof AbortError) withdrawn++
+          else if (error !== null) failed++
+          const callback = callbacks?.[owner]
+          if (callback !== undefined) {
+            const request = work.requests[owner]
+            // A scope of its own for each, made in the caller's: what one callback enters, the next does not see.
+            callBack(() => context!.runInAsyncScope(() => scoped(callback, request, error)))
+          } else if (error !== null && !(error instanceof AbortError)) {
+            unheard.set(owner, error)
+          }
+        },
+        () => {
+          stopListening?.()
+          const owners = [...unheard.keys()].sort((a, b) => a - b)
+          const errors = owners.map((owner) => unheard.get(owner)!)
+          if (withdrawn > 0) {
+            reject(new AbortError(signal?.reason, work.count - withdrawn - failed, owners, errors))
+          } else if (unheard.size > 0) {
+            reject(new MultiwriteError(errors, owners))
+          } else {
+            resolve({ requests: work.count, failed })
+          }
+        },
+      )
+      const stopListening = signal && onAbort(signal, () => this.#withdraw(batch, allOf(work), signal))
+      this.#go(batch)
+    })
+  }
+
+  /** Takes in a single write; throws if it goes past `size`. */
+  write(
+    offset: number,
+    data: Uint8Array | readonly Uint8Array[],
+    size: number,
+    options: CheckedCallOptions,
+  ): Promise<void> {
+    return this.#gather(this.#writes, this.#reads, offset, data, size, options)
+  }
+
+  /** Takes in a single read; throws if it goes past `size`. */
+  read(
+    offset: number,
+    into: Uint8Array | readonly Uint8Array[],
+    size: number,
+    options: CheckedCallOptions,
+  ): Promise<void> {
+    return this.#gather(this.#reads, this.#writes, offset, into, size, options)
+  }
+
+  #gather(
+    gather: Gather,
+    other: Gather,
+    offset: number,
+    data: Uint8Array | readonly Uint8Array[],
+    size: number,
+    options: CheckedCallOptions,
+  ): Promise<void> {
+    if (other.mayOverlap(offset, lengthOf(data))) other.send()
+    const promise = gather.add(offset, data, size, options)
+    const counters = gather === this.#reads ? this.#options.counters.read : this.#options.counters.write
+    counters.requests++
+    return promise
+  }
+
+  /** Any other call on the device sends what was gathered first. */
+  sendGathered(): void {
+    this.#writes.send()
+    this.#reads.send()
+  }
+
+  /** Writes on a range whose order is settled. */
+  writeInside(work: Work): Promise<BlockError | null> {
+    return new Promise((resolve) => {
+      let failure: BlockError | null = null
+      const batch = new Batch(
+        work,
+        this.#context,
+        (_, error) => {
+          if (error instanceof BlockError) failure = error
+        },
+        () => resolve(failure),
+      )
+      this.queue.enqueue(batch.releaseAll(batch.planSeparate(), () => null))
+      this.#go(batch)
+    })
+  }
+
+  /** Makes durable what has been written so far. A failure latches, as that of any flush. */
+  async sync(): Promise<BlockError | null> {
+    const error = await new Promise<BlockError | null>((resolve) => this.#sync(resolve))
+    if (error !== null) this.durability.latch(error)
+    return error
+  }
+
+  #sync(done: (error: BlockError | null) => void): void {
+    const { counters, path, engineName } = this.#options
+    counters.flushes++
+    this.queue.flush((result) => {
+      done(result < 0 ? new BlockError(-result, { syscall: 'fdatasync', path, engine: engineName }) : null)
+    })
+  }
+
+  #startGathered({ collector, callers }: Gathered): void {
+    const listening: (() => void)[] = []
+    const batch = this.#start(
+      collector.finish([]),
+      (owner, error) => {
+        if (error === null) callers[owner]!.resolve()
+        else callers[owner]!.reject(error)
+      },
+      () => {
+        for (const stop of listening) stop()
+      },
+    )
+    for (let owner = 0; owner < callers.length; owner++) {
+      const { signal } = callers[owner]!
+      if (signal === undefined) continue
+      const leave = (): void => this.#withdraw(batch, new Set([owner]), signal)
+      // Raised while the call was being gathered: nothing of it has been submitted.
+      if (signal.aborted) leave()
+      else listening.push(onAbort(signal, leave))
+    }
+    this.#go(batch)
+  }
+
+  /** Takes in a batch; `#go` sends what of it may go. */
+  #start(work: Work, answer: (owner: number, error: Error | null) => void, finished: () => void): Batch {
+    const ticket = this.durability.issue()
+    const heard = (owner: number, error: Error | null): void => {
+      // After a failed flush nothing can be promised to be stable.
+      answer(owner, error ?? (work.fua?.[owner] === 1 ? this.durability.failure : null))
+    }
+    const batch = new Batch(work, this.#context, heard, () => {
+      this.durability.end(ticket)
+      finished()
+    })
+    this.queue.enqueue(this.gate.admit(batch))
+    return batch
+  }
+
+  #go(batch: Batch): void {
+    this.queue.pump()
+    if (batch.endEmpty()) queueMicrotask(() => batch.tell())
+  }
+
+  /** Takes back what was not submitted of some requests of a batch. */
+  #withdraw(batch: Batch, leaving: ReadonlySet<number>, signal: AbortSignal): void {
+    const error = new AbortError(signal.reason)
+    this.queue.withdraw(batch, leaving, error)
+    if (batch.withdraw(leaving, error)) queueMicrotask(() => batch.tell())
+  }
+}
+
+/** One that throws starves no sibling: its error surfaces as an uncaught exception of its own. */
+function callBack(run: () => void): void {
+  try {
+    run()
+  } catch (error) {
+    process.nextTick(() => {
+      throw error
+    })
+  }
+}
+
+function scoped(callback: Callback, request: unknown, error: Error | null): void {
+  new AsyncResource('multiwrite').runInAsyncScope(callback, request, error, request)
+}
+
+function lengthOf(data: Uint8Array | readonly Uint8Array[]): number {
+  if (data instanceof Uint8Array) return data.length
+  let length = 0
+  for (const piece of data) length += piece.length
+  return length
+}
+
+function allOf(work: Work): Set<number> {
+  return new Set(Array.from({ length: work.count }, (_, owner) => owner))
+}

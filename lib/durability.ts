@@ -1,0 +1,118 @@
+// Flushes. A flush covers every write issued before it, so it waits until those have ended, and only then starts an
+// fdatasync: the kernel's own flush covers nothing that is still in flight. Waiters that are ready at the same moment share
+// one; a waiter that becomes ready while one is under way waits for the next.
+//
+// A failed flush latches. The kernel reports lost data once and then calls the pages clean, so a later success would be a
+// lie: from then on every flush fails with that error until the device is opened again.
+
+import type { BlockError } from './errors.ts'
+
+/** A place in the order of operations; see `issue`. */
+export interface Ticket {
+  ended: boolean
+}
+
+interface Waiter {
+  /** Operations issued before the flush. */
+  after: number
+  resolve: () => void
+  reject: (error: BlockError) => void
+}
+
+export class Durability {
+  readonly #sync: (done: (error: BlockError | null) => void) => void
+  /** Tickets in order of issue, from the `#ended`-th ever issued on. */
+  #tickets: Ticket[] = []
+  #head = 0
+  #ended = 0
+  #issued = 0
+  #waiters: Waiter[] = []
+  #listeners: { after: number; resolve: () => void }[] = []
+  #syncing = false
+  #failure: BlockError | null = null
+
+  /** @param sync starts an fdatasync */
+  constructor(sync: (done: (error: BlockError | null) => void) => void) {
+    this.#sync = sync
+  }
+
+  /** Notes that an operation begins. */
+  issue(): Ticket {
+    const ticket = { ended: false }
+    this.#tickets.push(ticket)
+    this.#issued++
+    return ticket
+  }
+
+  /** Notes that an operation has ended, well or not. */
+  end(ticket: Ticket): void {
+    ticket.ended = true
+    while (this.#head < this.#tickets.length && this.#tickets[this.#head]!.ended) {
+      this.#head++
+      this.#ended++
+    }
+    if (this.#head === this.#tickets.length) {
+      this.#tickets = []
+      this.#head = 0
+    } else if (this.#head >= 1024) {
+      this.#tickets = this.#tickets.slice(this.#head)
+      this.#head = 0
+    }
+    if (this.#waiters.length > 0) this.#startIfReady()
+    if (this.#listeners.length > 0) this.#tellListeners()
+  }
+
+  /** The error that a flush failed with, once one has. */
+  get failure(): BlockError | null {
+    return this.#failure
+  }
+
+  /** Makes every flush from now on fail. */
+  latch(error: BlockError): void {
+    this.#failure ??= error
+  }
+
+  /** Resolves when everything issued before the call is on stable storage. */
+  flush(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#waiters.push({ after: this.#issued, resolve, reject })
+      this.#startIfReady()
+    })
+  }
+
+  /** Resolves when everything issued before the call has ended, well or not. */
+  settled(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#listeners.push({ after: this.#issued, resolve })
+      this.#tellListeners()
+    })
+  }
+
+  #tellListeners(): void {
+    const ready = this.#listeners.filter((listener) => listener.after <= this.#ended)
+    if (ready.length === 0) return
+    this.#listeners = this.#listeners.filter((listener) => listener.after > this.#ended)
+    for (const listener of ready) listener.resolve()
+  }
+
+  #startIfReady(): void {
+    if (this.#syncing) return
+    const ready = this.#waiters.filter((waiter) => waiter.after <= this.#ended)
+    if (ready.length === 0) return
+    this.#waiters = this.#waiters.filter((waiter) => waiter.after > this.#ended)
+    if (this.#failure !== null) {
+      for (const waiter of ready) waiter.reject(this.#failure)
+      return
+    }
+    this.#syncing = true
+    this.#sync((error) => {
+      this.#syncing = false
+      this.#failure ??= error
+      for (const waiter of ready) {
+        if (this.#failure === null) waiter.resolve()
+        else waiter.reject(this.#failure)
+      }
+      this.#startIfReady()
+    })
+  }
+}

@@ -1,0 +1,197 @@
+// One per thread: the tables shared with the addon, the in-flight slots, and the drain.
+//
+//   queue ──add──► request and vector tables ──commit: one native call──► kernel
+//   settle ◄────── result table ◄──────────── drain: one callback ◄────── kernel
+//
+// An operation is anything with a `settle`: it is called once per `add`, with what the kernel answered, never inside `add` or
+// `commit`. Retries, resumption and fan-out are its owner's business. After the settles of one drain come first those that
+// send more, then those that call users back, so that the device works while JavaScript does.
+
+import { regionOf } from './memory.ts'
+import { addon, ENGINE_KIND, type Failure, LAYOUT_VERSION, MAX_VECTORS, REQUEST, RESULT, VECTOR } from './native.ts'
+
+/** Operations in flight in one thread. The completion queue of the ring has as many entries, so it can't overflow. */
+const SLOTS = 4096
+/** Records per native call; a batch of more submissions takes another call. */
+const REQUESTS_PER_CALL = 512
+/** Vectors per native call: at least those of one longest operation. */
+const VECTORS_PER_CALL = 16 * MAX_VECTORS
+
+/** Something in flight. */
+export interface Operation {
+  /** @param result bytes done, or a negative errno */
+  settle(result: number): void
+}
+
+/** The engines, by the names that users give them. */
+export type EngineName = keyof typeof ENGINE_KIND
+
+export class Engine {
+  readonly #native = addon()
+  readonly #requests = sharedTable(REQUESTS_PER_CALL * REQUEST.stride)
+  readonly #vectors = sharedTable(VECTORS_PER_CALL * VECTOR.stride)
+  readonly #results = sharedTable(SLOTS * RESULT.stride)
+  readonly #owners: (Operation | null)[] = new Array<Operation | null>(SLOTS).fill(null)
+  readonly #freeSlots: number[] = Array.from({ length: SLOTS }, (_, slot) => SLOTS - 1 - slot)
+  #requestCount = 0
+  #vectorCount = 0
+  #vectorMark = 0
+  #views: Uint8Array[] = []
+  /** Queues that found no free slot, or no pool memory; they go on after the next drain. */
+  readonly #stalled = new Set<() => void>()
+  readonly #senders: (() => void)[] = []
+  readonly #tellers: (() => void)[] = []
+  readonly #busyPolls = new Map<number, number>()
+  #refused: { operation: Operation; result: number }[] = []
+
+  constructor() {
+    this.#native.attach(this.#requests, this.#vectors, this.#results, (count) => this.#drained(count), LAYOUT_VERSION)
+  }
+
+  /** Asks for polling before sleeping, or (negative count) takes that back; the longest that is asked for holds. */
+  busyPoll(microseconds: number, count: 1 | -1): void {
+    if (microseconds === 0) return
+    const asked = (this.#busyPolls.get(microseconds) ?? 0) + count
+    if (asked === 0) this.#busyPolls.delete(microseconds)
+    else this.#busyPolls.set(microseconds, asked)
+    this.#native.setBusyPoll(Math.max(0, ...this.#busyPolls.keys()))
+  }
+
+  /** Makes the engine run; a failure tells why it can't. */
+  start(name: EngineName): Failure | undefined {
+    return this.#native.startEngine(ENGINE_KIND[name])
+  }
+
+  /** Whether another operation fits into the call that is being made up, after a `commit` if need be. */
+  hasSlot(): boolean {
+    return this.#freeSlots.length > 0
+  }
+
+  /** Starts the vectors of the next operation; `commit`s first if the tables have no room for a longest one. */
+  begin(): void {
+    if (this.#requestCount === REQUESTS_PER_CALL || this.#vectorCount + MAX_VECTORS > VECTORS_PER_CALL) this.commit()
+    this.#vectorMark = this.#vectorCount
+  }
+
+  /** Adds `length` bytes of `view` from `start` on to the vectors of the next operation. */
+  vector(view: Uint8Array, start: number, length: number): void {
+    const region = regionOf(view)
+    if (region === undefined) {
+      this.#views.push(view)
+      this.vectorIn(-this.#views.length, start, length)
+    } else {
+      this.vectorIn(region.id, view.byteOffset + start, length)
+    }
+  }
+
+  /** The same for registered memory, or for a view passed along (negative). */
+  vectorIn(region: number, start: number, length: number): void {
+    const at = this.#vectorCount++ * VECTOR.stride
+    this.#vectors[at + VECTOR.region] = region
+    this.#vectors[at + VECTOR.start] = start
+    this.#vectors[at + VECTOR.length] = length
+  }
+
+  /** Adds the operation whose vectors were given since `begin`. There must be a free slot. */
+  add(operation: Operation, op: number, file: number, offset: number, flags: number): void {
+    const slot = this.#freeSlots.pop()!
+    this.#owners[slot] = operation
+    const at = this.#requestCount++ * REQUEST.stride
+    const table = this.#requests
+    table[at + REQUEST.op] = op
+    table[at + REQUEST.flags] = flags
+    table[at + REQUEST.file] = file
+    table[at + REQUEST.slot] = slot
+    table[at + REQUEST.firstVector] = this.#vectorMark
+    table[at + REQUEST.vectorCount] = this.#vectorCount - this.#vectorMark
+    table[at + REQUEST.offset] = offset
+  }
+
+  /** Hands over what was added since the last commit, in one native call. */
+  commit(): void {
+    const count = this.#requestCount
+    if (count === 0) return
+    const views = this.#views
+    this.#requestCount = 0
+    this.#vectorCount = 0
+    if (views.length > 0) this.#views = []
+    const refused = this.#native.submit(count, views.length > 0 ? views : undefined)
+    if (refused > 0) this.#keepRefused(refused)
+  }
+
+  /** Calls `pump` after the next drain. */
+  stall(pump: () => void): void {
+    this.#stalled.add(pump)
+  }
+
+  /**
+   * Calls `send` when all results of the current drain are settled, then `tell` when all that wanted to send have sent. Only
+   * for use inside `settle`.
+   */
+  afterDrain(send: () => void, tell: () => void): void {
+    this.#senders.push(send)
+    this.#tellers.push(tell)
+  }
+
+  /** What was refused at once is reported like everything else: later, from the event loop. */
+  #keepRefused(count: number): void {
+    if (this.#refused.length === 0) {
+      setImmediate(() => {
+        const refused = this.#refused
+        this.#refused = []
+        for (const { operation, result } of refused) operation.settle(result)
+        this.#finishDrain()
+      })
+    }
+    for (let i = 0; i < count; i++) {
+      const slot = this.#results[i * RESULT.stride + RESULT.slot]!
+      const result = this.#results[i * RESULT.stride + RESULT.value]!
+      this.#refused.push({ operation: this.#release(slot), result })
+    }
+  }
+
+  #release(slot: number): Operation {
+    const operation = this.#owners[slot]
+    if (!operation) throw new Error(`multiwrite: slot ${slot} was reported twice`)
+    this.#owners[slot] = null
+    this.#freeSlots.push(slot)
+    return operation
+  }
+
+  /** Called by the addon, once per wake-up, with the number of records in the result table. */
+  #drained(count: number): void {
+    // Slots are free before anything is settled, but nothing is submitted until all results are read: a submission that is
+    // refused writes into the same table.
+    for (let i = 0; i < count; i++) {
+      const at = i * RESULT.stride
+      this.#release(this.#results[at + RESULT.slot]!).settle(this.#results[at + RESULT.value]!)
+    }
+    this.#finishDrain()
+  }
+
+  #finishDrain(): void {
+    const senders = this.#senders.splice(0)
+    for (const send of senders) send()
+    if (this.#stalled.size > 0) {
+      const stalled = [...this.#stalled]
+      this.#stalled.clear()
+      for (const pump of stalled) pump()
+    }
+    // Users' code runs from here on. It may submit, close and so on, but can't get back into the drain.
+    const tellers = this.#tellers.splice(0)
+    for (const tell of tellers) tell()
+  }
+}
+
+/** Tables lie on shared memory, which can be neither detached nor shrunk: the addon keeps their addresses. */
+function sharedTable(length: number): Float64Array {
+  return new Float64Array(new SharedArrayBuffer(length * Float64Array.BYTES_PER_ELEMENT))
+}
+
+let engine: Engine | undefined
+
+/** The engine of this thread, made at the first `open`: a ring keeps the credentials that it was made with. */
+export function threadEngine(): Engine {
+  engine ??= new Engine()
+  return engine
+}

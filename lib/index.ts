@@ -1,0 +1,20 @@
+// The public face: `open`, `create`, the errors, and the types of what they take and give.
+
+export type { EngineInfo } from './choose-engine.ts'
+export type { BlockDevice } from './device.ts'
+export type { BatchResult } from './dispatch.ts'
+export { AbortError, BlockError, MultiwriteError } from './errors.ts'
+export type { DeviceLimits } from './limits.ts'
+export { create, open } from './open.ts'
+export type {
+  BatchOptions,
+  CreateOptions,
+  MergeMode,
+  MergeOptions,
+  OpenOptions,
+  ReadOptions,
+  WriteOptions,
+  ZeroOptions,
+} from './options.ts'
+export type { Data, ReadRequest, WriteRequest } from './requests.ts'
+export type { Stats } from './stats.ts'

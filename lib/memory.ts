@@ -1,0 +1,125 @@
+// Memory that the kernel may be shown: `alloc` for users, and a bounded staging pool for what must be copied.
+//
+// Both lie on SharedArrayBuffers, which can be neither detached nor shrunk, and are registered with the addon as regions, so
+// that a vector is three numbers. Every `alloc` has a SharedArrayBuffer of its own. It is never handed out twice: the memory
+// goes back to the system when the last view of it is gone, in whichever thread that is, so no view can ever see another
+// one's bytes. The collector is told of the size, since shared memory alone puts no pressure on it.
+
+import { constants } from 'node:buffer'
+import { addon } from './native.ts'
+
+/** Page size of every architecture that we run on, or a divisor of it; memory aligned to it is one segment per page. */
+export const PAGE_SIZE = 4096
+
+/** A SharedArrayBuffer of ours. */
+export interface Region {
+  /** Its number in the addon. */
+  readonly id: number
+  /** Its size in bytes. */
+  readonly bytes: number
+  /** Where in it an address lies that is a multiple of all alignments in use. */
+  readonly boundary: number
+}
+
+const regions = new WeakMap<ArrayBufferLike, Region>()
+const collected = new FinalizationRegistry<Region>((region) => {
+  addon().removeRegion(region.id)
+  addon().adjustExternalMemory(-region.bytes)
+})
+
+/** The region that a view lies in; `undefined` for memory that is not ours. */
+export function regionOf(view: Uint8Array): Region | undefined {
+  return regions.get(view.buffer)
+}
+
+/** The most that `alignedBuffer` can make. */
+export const ALLOC_MAX: number = constants.MAX_LENGTH - PAGE_SIZE
+
+/** Zeroed memory of `size` bytes, aligned to `alignment` (a power of two). */
+export function alignedBuffer(size: number, alignment: number): Buffer {
+  const native = addon()
+  const bytes = size + alignment
+  const shared = new SharedArrayBuffer(bytes)
+  const whole = new Uint8Array(shared)
+  const boundary = alignment - (native.address(whole) % alignment)
+  const region = { id: native.addRegion(whole), bytes, boundary }
+  native.adjustExternalMemory(bytes)
+  regions.set(shared, region)
+  collected.register(shared, region)
+  return Buffer.from(shared, boundary, size)
+}
+
+/** The smallest piece of the staging pool, and the largest. */
+const PIECE_MIN = PAGE_SIZE
+export const PIECE_MAX: number = 1 << 20
+const ORDERS = Math.log2(PIECE_MAX / PIECE_MIN) + 1
+
+/** All staging memory of a thread. The system provides it page by page as it is first used. */
+const STAGING_BYTES = 32 << 20
+
+/**
+ * The staging pool: memory for a while, from 4 KiB to 1 MiB, in powers of two (a buddy allocator). Bounded: who gets none
+ * waits for something in flight to end.
+ */
+export class Staging {
+  readonly bytes: Buffer = alignedBuffer(STAGING_BYTES, PAGE_SIZE)
+  /** The addon's number of the memory. */
+  readonly region: number = regionOf(this.bytes)!.id
+  /** Per order, units where a free piece may start; an entry counts only while `#state` agrees. */
+  readonly #free: number[][] = Array.from({ length: ORDERS }, () => [])
+  /** Per 4 KiB unit: order + 1 of the free piece that starts here, or 0. */
+  readonly #state = new Uint8Array(STAGING_BYTES / PIECE_MIN)
+
+  constructor() {
+    for (let unit = this.#state.length - PIECE_MAX / PIECE_MIN; unit >= 0; unit -= PIECE_MAX / PIECE_MIN) {
+      this.#put(unit, ORDERS - 1)
+    }
+  }
+
+  /** Where `size` bytes (at most 1 MiB) may be staged, from the start of `bytes`; -1 if there is no room now. */
+  take(size: number): number {
+    const wanted = orderOf(size)
+    for (let order = wanted; order < ORDERS; order++) {
+      const free = this.#free[order]!
+      while (free.length > 0) {
+        const unit = free.pop()!
+        if (this.#state[unit] !== order + 1) continue
+        this.#state[unit] = 0
+        for (let half = order - 1; half >= wanted; half--) this.#put(unit + (1 << half), half)
+        return unit * PIECE_MIN
+      }
+    }
+    return -1
+  }
+
+  /** Gives back what `take(size)` returned. */
+  give(start: number, size: number): void {
+    let unit = start / PIECE_MIN
+    let order = orderOf(size)
+    while (order < ORDERS - 1) {
+      const buddy = unit ^ (1 << order)
+      if (this.#state[buddy] !== order + 1) break
+      this.#state[buddy] = 0
+      unit = Math.min(unit, buddy)
+      order++
+    }
+    this.#put(unit, order)
+  }
+
+  #put(unit: number, order: number): void {
+    this.#state[unit] = order + 1
+    this.#free[order]!.push(unit)
+  }
+}
+
+function orderOf(size: number): number {
+  return size <= PIECE_MIN ? 0 : 32 - Math.clz32((size - 1) / PIECE_MIN)
+}
+
+let staging: Staging | undefined
+
+/** The staging pool of this thread. */
+export function threadStaging(): Staging {
+  staging ??= new Staging()
+  return staging
+}

@@ -1,0 +1,138 @@
+// The only file that touches the addon: finds it, checks that both speak the same layout, and gives it its types.
+//
+// Each load gets an addon state of its own (process.dlopen instead of require), so that two copies of this module in one
+// thread do not share tables by accident.
+
+import { existsSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+/** Must equal kLayoutVersion in native/layout.h. */
+export const LAYOUT_VERSION = 1
+
+/** Fields of a record in the request table. */
+export const REQUEST = {
+  op: 0,
+  flags: 1,
+  file: 2,
+  slot: 3,
+  firstVector: 4,
+  vectorCount: 5,
+  offset: 6,
+  stride: 7,
+} as const
+/** Fields of a record in the vector table. */
+export const VECTOR = { region: 0, start: 1, length: 2, stride: 3 } as const
+/** Fields of a record in the result table. */
+export const RESULT = { slot: 0, value: 1, stride: 2 } as const
+/** Operations. */
+export const OP = { read: 0, write: 1, fdatasync: 2 } as const
+/** Operations of `changeRange`. */
+export const RANGE_OP = { discard: 0, zero: 1, zeroUnmap: 2, truncate: 3 } as const
+/** RWF_DSYNC: the write is on stable storage when it is reported. */
+export const FLAG_DSYNC = 1
+/** UIO_MAXIOV: vectors of one system call. */
+export const MAX_VECTORS = 1024
+/** MAX_RW_COUNT: bytes of one system call; the kernel cuts what is longer. */
+export const MAX_BYTES = 0x7ffff000
+
+/** Engines by their number in the addon. */
+export const ENGINE_KIND = { io_uring: 0, aio: 1, threads: 2 } as const
+
+/** A system call that failed. */
+export interface Failure {
+  errno: number
+  syscall: string
+}
+
+/** What the kernel says of an open file; sizes in bytes, 0 where it does not say. */
+export interface Geometry {
+  blockDevice: boolean
+  regularFile: boolean
+  deviceReadOnly: boolean
+  size: number
+  logicalBlockSize: number
+  physicalBlockSize: number
+  optimalIoSize: number
+  fileBlockSize: number
+  directAlignmentKnown: boolean
+  directMemoryAlignment: number
+  directOffsetAlignment: number
+  major: number
+  minor: number
+}
+
+/** A file that the addon has opened. */
+export interface OpenFile extends Geometry {
+  /** Its number in the addon. */
+  file: number
+  /** Its number in the process. */
+  descriptor: number
+}
+
+export interface Addon {
+  layout: { version: number; requestStride: number; vectorStride: number; resultStride: number; maxVectors: number }
+  attach(
+    requests: Float64Array,
+    vectors: Float64Array,
+    results: Float64Array,
+    drained: (count: number) => void,
+    version: number,
+  ): void
+  startEngine(kind: number): Failure | undefined
+  open(path: string, flags: number, kind: number): Promise<OpenFile | Failure>
+  geometry(file: number): Promise<Geometry | Failure>
+  changeRange(file: number, op: number, offset: number, length: number): Promise<Failure>
+  close(file: number): Promise<Failure>
+  addRegion(view: Uint8Array): number
+  removeRegion(id: number): void
+  address(view: Uint8Array): number
+  adjustExternalMemory(bytes: number): void
+  setBusyPoll(microseconds: number): void
+  submit(count: number, views: readonly Uint8Array[] | undefined): number
+}
+
+let loaded: Addon | undefined
+
+/** The addon, loaded at the first call. Throws with the paths tried where there is none that fits. */
+export function addon(): Addon {
+  loaded ??= load()
+  return loaded
+}
+
+function load(): Addon {
+  const root = dirname(dirname(fileURLToPath(import.meta.url)))
+  const named = process.env.MULTIWRITE_ADDON
+  // Whoever names one wants that one, or an error.
+  const candidates = named
+    ? [named]
+    : [join(root, 'build', 'Release', 'multiwrite.node'), join(root, 'build-cmake', 'Release', 'multiwrite.node')]
+  const path = candidates.find((candidate) => existsSync(candidate))
+  if (path === undefined) {
+    throw new Error(
+      `multiwrite: no native addon for ${process.platform}-${process.arch}; looked for ${candidates.join(', ')}. ` +
+        'Build it in the package folder with: npm run build:native',
+    )
+  }
+  // A module object of Node's own kind: dlopen reads and sets `exports` on it, and errors name its `filename`.
+  const { Module } = createRequire(import.meta.url)('node:module') as typeof import('node:module')
+  const module = new Module(path)
+  process.dlopen(module, path)
+  const native = module.exports as Addon
+  const { layout } = native
+  if (
+    layout.version !== LAYOUT_VERSION ||
+    layout.requestStride !== REQUEST.stride ||
+    layout.vectorStride !== VECTOR.stride ||
+    layout.resultStride !== RESULT.stride ||
+    layout.maxVectors !== MAX_VECTORS
+  ) {
+    throw new Error(`multiwrite: ${path} was built for another version; rebuild it with: npm run build:native`)
+  }
+  return native
+}
+
+export function isFailure(value: object): value is Failure {
+  return 'syscall' in value
+}

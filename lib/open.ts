@@ -1,0 +1,195 @@
+// Opening and creating: from a path and options to a device that is ready, each step with its reason.
+
+import { constants as fsConstants } from 'node:fs'
+import { type FileHandle, open as openFile, stat, unlink } from 'node:fs/promises'
+import { constants } from 'node:os'
+import { dirname } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { chooseEngine } from './choose-engine.ts'
+import { BlockDevice, type Opened } from './device.ts'
+import { type EngineName, threadEngine } from './engine.ts'
+import { BlockError } from './errors.ts'
+import { outOfRange } from './errors-argument.ts'
+import { deviceMajor, deviceMinor, holdersOf } from './holders.ts'
+import { readLimits } from './limits.ts'
+import { addon, ENGINE_KIND, isFailure, type OpenFile } from './native.ts'
+import {
+  type CheckedOptions,
+  type CreateOptions,
+  checkCreateOptions,
+  checkOpenOptions,
+  checkPath,
+  type OpenOptions,
+} from './options.ts'
+
+const { O_RDONLY, O_RDWR, O_DIRECT, O_EXCL, O_CREAT } = fsConstants
+const { EBUSY, EEXIST, EINVAL, EISDIR } = constants.errno
+
+/** How long a device may be busy with no holder to be seen: the kernel may still be finishing for a process that died. */
+const BUSY_RETRY_MS = 500
+const BUSY_RETRY_STEP_MS = 50
+
+/**
+ * Opens a block device or an image file.
+ *
+ * @param path a path, or a `file:` URL
+ * @returns rejects with a `BlockError` that names the system call where the system refuses, with a `TypeError` or `RangeError`
+ *   where an argument is wrong
+ */
+export async function open(path: string | URL, options?: OpenOptions): Promise<BlockDevice> {
+  checkPlatform()
+  return openChecked(checkPath(path), checkOpenOptions(options))
+}
+
+/**
+ * Makes a new image of `options.size` bytes, which read as zeros, and opens it.
+ *
+ * An existing file is refused (`EEXIST`) unless `options.overwrite` is `true`. A block device needs `overwrite: true` too; it
+ * is neither unlinked nor truncated, and must hold `size` bytes.
+ */
+export async function create(path: string | URL, options: CreateOptions): Promise<BlockDevice> {
+  checkPlatform()
+  const name = checkPath(path)
+  const checked = checkCreateOptions(options)
+  const kind = await kindOf(name)
+  if (kind !== 'none' && !checked.overwrite) {
+    throw new BlockError(EEXIST, {
+      syscall: 'open',
+      path: name,
+      reason: 'the file exists already; pass overwrite: true to lose what is in it',
+    })
+  }
+  if (kind === 'block') {
+    const device = await openChecked(name, checked)
+    if (checked.size <= device.size) return device
+    await device.close()
+    throw outOfRange('options.size', `<= ${device.size}, the size of ${name}`, checked.size)
+  }
+  try {
+    await asBlockError(name, () => makeFile(name, checked.size, checked.overwrite))
+    return await openChecked(name, checked)
+  } catch (error) {
+    // Only what this call has made: whoever made it meanwhile keeps it.
+    const isOthers = error instanceof BlockError && error.code === 'EEXIST'
+    if (kind === 'none' && !isOthers) await unlink(name).catch(() => undefined)
+    throw error
+  }
+}
+
+/** A file of `size` bytes without content; its name is on stable storage when this resolves. */
+async function makeFile(path: string, size: number, overwrite: boolean): Promise<void> {
+  const file = await openFile(path, O_RDWR | O_CREAT | (overwrite ? 0 : O_EXCL), 0o666)
+  try {
+    await file.truncate(0)
+    await file.truncate(size)
+  } finally {
+    await file.close()
+  }
+  let folder: FileHandle | undefined
+  try {
+    folder = await openFile(dirname(path), O_RDONLY)
+    await folder.sync()
+  } finally {
+    await folder?.close()
+  }
+}
+
+async function openChecked(path: string, options: CheckedOptions): Promise<BlockDevice> {
+  const kind = await kindOf(path)
+  if (kind === 'directory') throw new BlockError(EISDIR, { syscall: 'open', path })
+  if (kind === 'other') {
+    // Opening a pipe or a terminal may block or change it, so it is not even tried.
+    const reason = 'this is neither a block device nor a regular file'
+    throw new BlockError(EINVAL, { syscall: 'open', path, reason })
+  }
+  const direct = options.direct ?? kind === 'block'
+  const opened = await openAs(path, kind, options, direct).catch((error: unknown) => {
+    // By default the page cache serves where there is no O_DIRECT; who asked for direct I/O must hear of it.
+    if (direct && options.direct === undefined && error instanceof BlockError && error.errno === -EINVAL) {
+      return openAs(path, kind, options, false)
+    }
+    throw error
+  })
+  try {
+    return new BlockDevice(threadEngine(), { ...opened, limits: await readLimits(opened.geometry, opened.direct) })
+  } catch (error) {
+    await addon().close(opened.file)
+    if (opened.tailFile >= 0) await addon().close(opened.tailFile)
+    throw error
+  }
+}
+
+async function openAs(
+  path: string,
+  kind: Kind,
+  options: CheckedOptions,
+  direct: boolean,
+): Promise<Omit<Opened, 'limits'>> {
+  const engine = chooseEngine(threadEngine(), options.engine, direct, path)
+  const exclusive = (options.exclusive ?? !options.readOnly) && kind === 'block'
+  const flags = (options.readOnly ? O_RDONLY : O_RDWR) | (exclusive ? O_EXCL : 0)
+  const geometry = await openNative(path, flags | (direct ? O_DIRECT : 0), engine.name)
+  let tailFile = -1
+  if (direct && !geometry.blockDevice) {
+    try {
+      // The same file, even if its name has come to mean another one.
+      tailFile = (await openNative(`/proc/self/fd/${geometry.descriptor}`, flags, engine.name)).file
+    } catch (error) {
+      await addon().close(geometry.file)
+      throw error
+    }
+  }
+  return { path, file: geometry.file, tailFile, geometry, direct, engine, options }
+}
+
+/** Opens the file in the addon; a busy device is tried again for a while. */
+async function openNative(path: string, flags: number, engine: EngineName): Promise<OpenFile> {
+  const deadline = performance.now() + BUSY_RETRY_MS
+  for (;;) {
+    const opened = await addon().open(path, flags, ENGINE_KIND[engine])
+    if (!isFailure(opened)) return opened
+    const { errno, syscall } = opened
+    if (errno === EINVAL && (flags & O_DIRECT) !== 0) {
+      throw new BlockError(errno, { syscall, path, engine, reason: 'direct I/O is not supported here' })
+    }
+    if (errno !== EBUSY) throw new BlockError(errno, { syscall, path })
+    const { rdev } = await stat(path)
+    const holders = await holdersOf(deviceMajor(rdev), deviceMinor(rdev))
+    if (holders.length > 0 || performance.now() >= deadline) {
+      const who = holders.length > 0 ? holders.join('; ') : 'somebody holds the device, nobody can be seen'
+      throw new BlockError(errno, { syscall, path, reason: `the device is in use: ${who}` })
+    }
+    await sleep(BUSY_RETRY_STEP_MS)
+  }
+}
+
+type Kind = 'none' | 'block' | 'file' | 'directory' | 'other'
+
+async function kindOf(path: string): Promise<Kind> {
+  try {
+    const found = await stat(path)
+    if (found.isBlockDevice()) return 'block'
+    if (found.isFile()) return 'file'
+    return found.isDirectory() ? 'directory' : 'other'
+  } catch {
+    // Whatever it is, opening says it better.
+    return 'none'
+  }
+}
+
+/** Runs file-system calls; their failures become `BlockError`s. */
+async function asBlockError<T>(path: string, run: () => Promise<T>): Promise<T> {
+  try {
+    return await run()
+  } catch (error) {
+    const { errno, syscall } = error as NodeJS.ErrnoException
+    if (errno === undefined) throw error
+    throw new BlockError(-errno, { syscall: syscall ?? 'open', path })
+  }
+}
+
+function checkPlatform(): void {
+  if (process.platform === 'linux') return
+  const error = new Error(`multiwrite opens devices on Linux only; this is ${process.platform}`)
+  throw Object.assign(error, { code: 'ERR_FEATURE_UNAVAILABLE_ON_PLATFORM' })
+}

@@ -1,0 +1,367 @@
+// Submissions on their way to the engine: so many at once, the others in order behind them.
+//
+//   enqueue ──► waiting ──pump──► engine ──settled──► ended ──► gate (what is released joins `waiting`) ──► batch.tell
+//                 ▲ front: the rest of short results, what must be tried again, and requests of a failed run, one by one
+//
+// What waits here holds references only; copies are made when a submission leaves. Results are collected while a drain reads
+// them; when it has, more is sent first and users are called back last.
+
+import { constants } from 'node:os'
+import type { Engine, Operation } from './engine.ts'
+import type { AbortError } from './errors.ts'
+import type { Gate } from './gate.ts'
+import { Isolation } from './isolation.ts'
+import { type Staging, threadStaging } from './memory.ts'
+import { OP } from './native.ts'
+import type { Counters } from './stats.ts'
+import {
+  Filled,
+  type Lane,
+  Outcome,
+  type Parent,
+  type Submission,
+  type SubmissionOwner,
+  type Target,
+} from './submission.ts'
+
+const { EAGAIN, EINTR, ENODEV, ENXIO } = constants.errno
+/** Not in os.constants. */
+const ENOMEDIUM = 123
+
+/** Milliseconds until something is tried again that the kernel had no memory for, with nothing in flight to wait for. */
+const RETRY_DELAY_MS = 1
+
+export class Queue implements Lane {
+  readonly #engine: Engine
+  readonly #staging: Staging = threadStaging()
+  readonly #gate: Gate
+  readonly #target: Target
+  readonly #depth: number
+  readonly #ordered: boolean
+  readonly #counters: Counters
+  #waiting: Submission[] = []
+  #head = 0
+  #front: Submission[] = []
+  #flushes: ((result: number) => void)[] = []
+  /** Flushes that have ended. */
+  #flushed: (() => void)[] = []
+  #inFlight: Submission[] = []
+  #singlesInFlight = 0
+  #ended: Submission[] = []
+  /** Batches with something to answer, each once. An array: the tables of a set that is cleared again and again keep each
+   * other alive, with all that was in them, until the next full collection. */
+  #toTell: SubmissionOwner[] = []
+  #collecting = false
+  #delayed = false
+  #settlingSoon = false
+  readonly #pump = (): void => this.pump()
+  readonly #send = (): void => this.#sendMore()
+  readonly #tell = (): void => this.#tellAll()
+
+  /**
+   * @param depth submissions in flight at once
+   * @param ordered whether overlaps in flight would be a mistake of ours
+   */
+  constructor(engine: Engine, gate: Gate, target: Target, depth: number, ordered: boolean, counters: Counters) {
+    this.#engine = engine
+    this.#gate = gate
+    this.#target = target
+    this.#depth = depth
+    this.#ordered = ordered
+    this.#counters = counters
+  }
+
+  /** Puts submissions behind those that wait; `pump` sends them. */
+  enqueue(submissions: readonly Submission[]): void {
+    for (const submission of submissions) {
+      submission.lane = this
+      this.#waiting.push(submission)
+    }
+  }
+
+  /** Starts an fdatasync: at once if there is a free slot. It is not a submission and does not count against the depth. */
+  flush(done: (result: number) => void): void {
+    this.#flushes.push(done)
+    this.pump()
+  }
+
+  /** Sends what may be in flight, in one native call. */
+  pump(): void {
+    for (;;) {
+      const full =
+        this.#inFlight.length >= this.#depth || (this.#front.length === 0 && this.#head === this.#waiting.length)
+      if (full && this.#flushes.length === 0) break
+      if (!this.#engine.hasSlot()) {
+        this.#engine.stall(this.#pump)
+        break
+      }
+      if (this.#flushes.length > 0) {
+        this.#engine.begin()
+        this.#engine.add(this.#flushOperation(this.#flushes.shift()!), OP.fdatasync, this.#target.file, 0, 0)
+        continue
+      }
+      const submission = this.#front.length > 0 ? this.#front[0]! : this.#waiting[this.#head]!
+      // The kernel can't drop a folio from below a direct write while the page cache dirties it, and calls that lost data.
+      if (this.#inFlight.length > 0 && (this.#inFlight[0]!.alone || isTail(submission, this.#target))) break
+      submission.begin(this.#target)
+      if (this.#mustKeepAway(submission)) break
+      const filled = submission.fill(this.#engine, this.#staging, this.#target)
+      if (filled === Filled.noMemory) {
+        this.#engine.stall(this.#pump)
+        break
+      }
+      this.#takeFirst()
+      if (filled === Filled.pastEnd) {
+        this.#endSoon(submission)
+        continue
+      }
+      if (filled === Filled.lostMemory) {
+        this.#replaceLost(submission)
+        continue
+      }
+      this.#count(submission)
+      this.#meet(submission)
+      submission.flight = this.#inFlight.push(submission) - 1
+      if (submission.parent !== null) this.#singlesInFlight++
+      this.#engine.add(submission, submission.op, submission.file, submission.place, submission.flags)
+    }
+    this.#engine.commit()
+  }
+
+  #flushOperation(done: (result: number) => void): Operation {
+    return {
+      settle: (result) => {
+        if (result === -EINTR || result === -EAGAIN) {
+          this.#counters.resubmitted++
+          this.#flushes.push(done)
+          this.#delayed ||= result === -EAGAIN
+          this.#collect()
+          return
+        }
+        this.#flushed.push(() => done(result))
+        this.#collect()
+      },
+    }
+  }
+
+  /** The kernel's answer to a submission; called while a drain reads results. */
+  settled(submission: Submission, result: number): void {
+    this.#land(submission)
+    const outcome = submission.advance(result, this.#staging)
+    if (outcome === Outcome.ended) {
+      this.#ended.push(submission)
+    } else {
+      if (outcome !== Outcome.next) this.#counters.resubmitted++
+      if (result === -EAGAIN) this.#delayed = true
+      this.#front.push(submission)
+    }
+    this.#collect()
+  }
+
+  /** Takes a submission out of those in flight; the last one takes its place in the list. */
+  #land(submission: Submission): void {
+    const last = this.#inFlight.pop()!
+    if (last !== submission) {
+      this.#inFlight[submission.flight] = last
+      last.flight = submission.flight
+    }
+    submission.flight = -1
+    if (submission.parent !== null) this.#singlesInFlight--
+  }
+
+  /**
+   * Looks at a submission beside those in flight. The kernel keeps no order among them: overlaps would be decided by chance, and
+   * of two that rewrite one block one would be lost, so there must be none. Those that touch it may merge, and fail as one.
+   */
+  #meet(submission: Submission): void {
+    for (const other of this.#inFlight) {
+      if (other.blockEnd < submission.blockStart || submission.blockEnd < other.blockStart) continue
+      if (other.blockEnd === submission.blockStart || submission.blockEnd === other.blockStart) {
+        if (!this.#target.kernelMerges || isSameRequest(other, submission)) continue
+        other.hadNeighbour = true
+        submission.hadNeighbour = true
+      } else if (this.#ordered && inTheWay(other, submission)) {
+        throw new Error(
+          `multiwrite: ${submission.offset}+${submission.length} would overlap ${other.offset}+${other.length} in flight`,
+        )
+      }
+    }
+  }
+
+  /** A request that is carried out singly must not touch anything in flight: the kernel would merge them again. */
+  #mustKeepAway(submission: Submission): boolean {
+    if (submission.parent === null && this.#singlesInFlight === 0) return false
+    return this.#inFlight.some(
+      (other) =>
+        (other.parent !== null || submission.parent !== null) &&
+        (other.blockEnd === submission.blockStart || submission.blockEnd === other.blockStart),
+    )
+  }
+
+  #collect(): void {
+    if (this.#collecting) return
+    this.#collecting = true
+    this.#engine.afterDrain(this.#send, this.#tell)
+  }
+
+  #sendMore(): void {
+    this.#collecting = false
+    const ended = this.#ended
+    this.#ended = []
+    for (const submission of ended) this.#conclude(submission)
+    for (const done of this.#flushed.splice(0)) done()
+    if (this.#delayed && this.#inFlight.length === 0) {
+      this.#delayed = false
+      setTimeout(this.#pump, RETRY_DELAY_MS)
+    } else {
+      this.#delayed = false
+      this.pump()
+    }
+  }
+
+  #conclude(submission: Submission): void {
+    const { parent } = submission
+    if (submission.errno !== 0 && submission.fua) submission.batch.fuaFailed(submission)
+    if (parent !== null) {
+      parent.childEnded(submission)
+      this.#runSingles(parent)
+    } else if (mustIsolate(submission)) {
+      this.#gate.lock(submission)
+      const isolation = new Isolation(
+        submission,
+        (singles) => this.#sendFirst(singles),
+        (failed) => this.#finish(failed),
+      )
+      this.#runSingles(isolation)
+    } else {
+      this.#finish(submission)
+    }
+  }
+
+  #runSingles(isolation: Parent): void {
+    const turns = isolation.run()
+    // A run of one request, which the kernel may have merged with others, is tried again rather than taken apart.
+    if (isolation.isOne) this.#counters.resubmitted += turns
+    else this.#counters.isolated += turns
+  }
+
+  #finish(submission: Submission): void {
+    this.enqueue(this.#gate.ended(submission))
+    const { batch } = submission
+    if (batch.isToTell) return
+    batch.isToTell = true
+    this.#toTell.push(batch)
+  }
+
+  #sendFirst(submissions: readonly Submission[]): void {
+    for (const submission of submissions) submission.lane = this
+    this.#front = this.#front.concat(submissions)
+  }
+
+  #tellAll(): void {
+    const batches = this.#toTell
+    this.#toTell = []
+    for (const batch of batches) {
+      batch.isToTell = false
+      batch.tell()
+    }
+  }
+
+  /** Memory was taken away before the submission left: what is left of it goes instead, in the same place. */
+  #replaceLost(submission: Submission): void {
+    const { batch } = submission
+    const lost = submission.lostOwners()
+    if (submission.parent !== null) {
+      for (const owner of lost) batch.fail(owner, batch.memoryError(owner))
+      this.#endSoon(submission)
+      return
+    }
+    const rest = this.#replace(submission, lost, (owner) => batch.memoryError(owner))
+    this.#front = rest.concat(this.#front)
+  }
+
+  /** Withdraws requests from the submissions that were never sent; what is left of those is planned anew. */
+  withdraw(batch: SubmissionOwner, leaving: ReadonlySet<number>, error: AbortError): void {
+    const keep = (submission: Submission): Submission | Submission[] =>
+      submission.batch !== batch || submission.sent || submission.parent !== null || !submission.concerns(leaving)
+        ? submission
+        : this.#replace(submission, leaving, () => error)
+    this.#waiting = this.#waiting.slice(this.#head).flatMap(keep)
+    this.#head = 0
+    this.#front = this.#front.flatMap(keep)
+  }
+
+  #replace(submission: Submission, leaving: ReadonlySet<number>, errorOf: (owner: number) => Error): Submission[] {
+    const rest = submission.batch.replan(submission, leaving, errorOf)
+    for (const one of rest) one.lane = this
+    this.#endSoon(submission)
+    return rest
+  }
+
+  /** Ends what never left. Not inside the caller's call: answers come from the event loop. */
+  #endSoon(submission: Submission): void {
+    this.#ended.push(submission)
+    if (this.#settlingSoon) return
+    this.#settlingSoon = true
+    setImmediate(() => {
+      this.#settlingSoon = false
+      this.#sendMore()
+      this.#tellAll()
+    })
+  }
+
+  #takeFirst(): void {
+    if (this.#front.length > 0) {
+      this.#front.shift()
+      return
+    }
+    this.#head++
+    // Dropped in bulk: taking single entries off the start of a long array costs its length each time.
+    if (this.#head === this.#waiting.length) {
+      this.#waiting = []
+      this.#head = 0
+    } else if (this.#head >= 4096) {
+      this.#waiting = this.#waiting.slice(this.#head)
+      this.#head = 0
+    }
+  }
+
+  #count(submission: Submission): void {
+    if (submission.parent !== null) return
+    if (submission.readsBlocks) this.#counters.rmw++
+    if (submission.bounces) this.#counters.bounced++
+    if (submission.sent) return
+    submission.sent = true
+    const counters = submission.read ? this.#counters.read : this.#counters.write
+    counters.submissions++
+    counters.bytes += submission.length
+  }
+}
+
+function isTail(submission: Submission, target: Target): boolean {
+  return !submission.read && submission.offset >= target.tail
+}
+
+/** Whether two submissions must not be in flight together. A write moves whole blocks; a read needs its own bytes only. */
+function inTheWay(a: Submission, b: Submission): boolean {
+  if (a.read && b.read) return false
+  const [startA, endA] = a.read ? [a.offset, a.end] : [a.blockStart, a.blockEnd]
+  const [startB, endB] = b.read ? [b.offset, b.end] : [b.blockStart, b.blockEnd]
+  return startA < endB && startB < endA
+}
+
+/** Whether both are parts of one request: then they fail together in any case. */
+function isSameRequest(a: Submission, b: Submission): boolean {
+  if (a.batch !== b.batch || a.membersTo - a.membersFrom !== 1 || b.membersTo - b.membersFrom !== 1) return false
+  return a.members[a.membersFrom] === b.members[b.membersFrom]
+}
+
+/**
+ * Whether it is to be found out which request is at fault: not if there is one only and nothing that the kernel may have merged
+ * it with, or no device left to ask.
+ */
+function mustIsolate(submission: Submission): boolean {
+  const { errno } = submission
+  if (errno === 0 || errno === ENODEV || errno === ENXIO || errno === ENOMEDIUM) return false
+  return submission.membersTo - submission.membersFrom > 1 || submission.hadNeighbour
+}
