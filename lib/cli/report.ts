@@ -1,0 +1,235 @@
+// What the command says: tables and sentences for people, and the line of progress on a terminal.
+//
+// Only formatting lives here: nothing measures and nothing decides. Results are for standard output, once, at the end; what
+// passes on the way goes to standard error, on a terminal as one line that is rewritten, elsewhere as a line per step.
+
+import { basename } from 'node:path'
+import type { MergeMode } from '../index.ts'
+import type { Difference } from './content.ts'
+import type { Latency, ReplayResult } from './replay.ts'
+import type { Trace } from './trace.ts'
+
+/** A finished replay, in each mode that was asked for, every byte having been compared. */
+export interface Report {
+  trace: Trace
+  target: {
+    path: string
+    kind: 'temporary file' | 'new file' | 'existing file' | 'block device'
+    /** In bytes. */
+    size: number
+    direct: boolean
+  }
+  engine: { name: string; reason: string }
+  limits: { maxBytes: number; maxSegments: number }
+  /** What QEMU made of the writes of the same batches, as a trace of its own; `null` if nobody recorded it. */
+  qemu: Trace | null
+  modes: Partial<Record<MergeMode, ReplayResult>>
+}
+
+const MIB = 1024 * 1024
+const PROGRESS_INTERVAL_MS = 250
+
+const grouped = new Intl.NumberFormat('en-US', { maximumFractionDigits: 0 })
+
+export function formatCount(count: number): string {
+  return grouped.format(count)
+}
+
+/** `2 GiB`, `64 KiB`, `1,000 bytes`: the largest unit that needs no more than one decimal. */
+export function formatBytes(bytes: number): string {
+  for (const [unit, size] of [
+    ['TiB', 1024 ** 4],
+    ['GiB', 1024 ** 3],
+    ['MiB', MIB],
+    ['KiB', 1024],
+  ] as const) {
+    if (bytes >= size && (unit !== 'TiB' || bytes % size === 0)) {
+      const value = bytes / size
+      return `${Number.isInteger(value) ? grouped.format(value) : value.toFixed(1)} ${unit}`
+    }
+  }
+  return `${grouped.format(bytes)} ${bytes === 1 ? 'byte' : 'bytes'}`
+}
+
+/** Three digits that matter, in the unit that suits. */
+export function formatDuration(ns: number): string {
+  for (const [unit, size] of [
+    ['s', 1e9],
+    ['ms', 1e6],
+    ['us', 1e3],
+  ] as const) {
+    if (ns >= size) {
+      const value = ns / size
+      return `${value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2)} ${unit}`
+    }
+  }
+  return `${ns} ns`
+}
+
+/** Columns two spaces apart, the first to the left, the others to the right. */
+export function formatTable(rows: readonly (readonly string[])[]): string {
+  const widths: number[] = []
+  for (const row of rows) {
+    row.forEach((cell, column) => {
+      widths[column] = Math.max(widths[column] ?? 0, cell.length)
+    })
+  }
+  const line = (row: readonly string[]): string =>
+    row.map((cell, column) => (column === 0 ? cell.padEnd(widths[column]!) : cell.padStart(widths[column]!))).join('  ')
+  return rows.map((row) => line(row).trimEnd()).join('\n')
+}
+
+const MODE_NAMES: Record<MergeMode, string> = { full: 'merged', sort: 'sorted only', off: 'as given' }
+
+/** Everything there is to say, for people. */
+export function formatReport({ trace, target, engine, limits, qemu, modes }: Report): string {
+  const removed = target.kind === 'temporary file' ? ', removed afterwards' : ''
+  const lines = [
+    `trace    ${basename(trace.path)}: ${formatTrace(trace)}`,
+    `target   ${target.path}: ${withArticle(target.kind)} of ${formatBytes(target.size)}${removed}`,
+    `engine   ${engine.name}: ${engine.reason}`,
+    `direct   ${target.direct ? 'yes, O_DIRECT' : 'no, through the page cache'}`,
+    `merging  runs of up to ${formatBytes(limits.maxBytes)} and ${formatCount(limits.maxSegments)} segments`,
+    '',
+    formatModes(modes, qemu),
+    '',
+  ]
+  if (qemu !== null) lines.push(...compareWithQemu(trace, qemu, limits.maxBytes))
+  lines.push(
+    "Latency is from the call to a request's own callback; the clock stops after a last flush. One replay",
+    'went before these and is not counted.',
+    '',
+    `Every byte is right: after each replay all ${formatCount(target.size)} bytes were read back, by the`,
+    "operating system's own calls and through the page cache, and are what the trace leaves if its",
+    `requests are carried out one after another.${trace.counts.R > 0 ? ' Its reads saw what had been written before.' : ''}`,
+  )
+  return lines.join('\n')
+}
+
+/** The same for programs; times of single requests in nanoseconds. */
+export function reportAsJson({ trace, target, qemu, ...rest }: Report): string {
+  const { path, batches, counts, bytes } = trace
+  const described = { path, batches: batches.length, counts, bytes }
+  const qemuSubmissions = qemu?.counts.W ?? null
+  return JSON.stringify({ trace: described, target, ...rest, qemuSubmissions, verifiedBytes: target.size }, null, 2)
+}
+
+/** Why the two counts are not quite of the same thing. */
+function compareWithQemu(trace: Trace, qemu: Trace, maxBytes: number): string[] {
+  const longer = qemu.batches.flat().filter(({ op, length }) => op === 'W' && length > maxBytes).length
+  const lines = [`QEMU's count is for the ${plural(trace.counts.W, 'write')}.`]
+  if (longer > 0)
+    lines.push(`${formatCount(longer)} of its runs are longer than ${formatBytes(maxBytes)}, at which a run ends here.`)
+  if (trace.counts.Z > 0) {
+    const zeroRuns = trace.batches
+      .flat()
+      .reduce((runs, { op, length }) => runs + (op === 'Z' ? Math.ceil(length / maxBytes) : 0), 0)
+    lines.push(
+      `It passed the ${plural(trace.counts.Z, 'zeroing')} on as such; here they are ${formatBytes(trace.bytes.Z)} of written zeros,`,
+      `in about ${plural(zeroRuns, 'submission')}.`,
+    )
+  }
+  return lines
+}
+
+export function withArticle(noun: string): string {
+  return `${/^[aeiou]/.test(noun) ? 'an' : 'a'} ${noun}`
+}
+
+function formatModes(modes: Report['modes'], qemu: Trace | null): string {
+  const rows: string[][] = [
+    ['', 'requests', 'submissions', 'QEMU', 'MiB', 'requests/s', 'MiB/s', 'p50', 'p99', 'p99.9'],
+  ]
+  for (const [mode, result] of Object.entries(modes) as [MergeMode, ReplayResult][]) {
+    rows.push([
+      MODE_NAMES[mode],
+      formatCount(result.requests),
+      formatCount(result.submissions),
+      mode === 'full' && qemu !== null ? formatCount(qemu.counts.W) : '-',
+      (result.bytes / MIB).toFixed(1),
+      formatCount(result.requestsPerSecond),
+      formatCount(result.bytesPerSecond / MIB),
+      ...formatLatency(result.latency),
+    ])
+  }
+  return formatTable(rows)
+}
+
+function formatLatency({ p50, p99, p999 }: Latency): string[] {
+  return [p50, p99, p999].map(formatDuration)
+}
+
+/** The requests of a trace in words. */
+function formatTrace({ counts, batches }: Trace): string {
+  const flushes = counts.F === 1 ? '1 flush' : `${formatCount(counts.F)} flushes`
+  const kinds = [
+    plural(counts.W, 'write'),
+    counts.Z > 0 ? plural(counts.Z, 'zeroing') : '',
+    counts.R > 0 ? plural(counts.R, 'read') : '',
+    counts.F > 0 ? flushes : '',
+  ].filter((kind) => kind !== '')
+  const discards = counts.D === 0 ? '' : ` (${plural(counts.D, 'discard')} left out)`
+  return `${kinds.join(', ')} in ${batches.length === 1 ? '1 batch' : `${formatCount(batches.length)} batches`}${discards}`
+}
+
+function plural(count: number, word: string): string {
+  return `${formatCount(count)} ${word}${count === 1 ? '' : 's'}`
+}
+
+/**
+ * What a difference means.
+ *
+ * @param linesPerReplay positions grow by this much from one replay to the next.
+ */
+export function formatDifference(difference: Difference, linesPerReplay: number): string {
+  const { offset, length, position, expected, found } = difference
+  if (expected === null) {
+    return `first wrong offset ${offset}: the ${length} bytes from there changed, and nothing was written to them`
+  }
+  const who =
+    position > 0
+      ? `line ${position % linesPerReplay} of the trace wrote ${hex(expected)}`
+      : position === 0
+        ? `nothing was written and ${hex(expected)} should be`
+        : `zeros were written last`
+  return `first wrong offset ${offset}: found ${hex(found)} where ${who}`
+}
+
+const hex = (byte: number): string => `0x${byte.toString(16).padStart(2, '0')}`
+
+/** The line of progress. */
+export class Progress {
+  readonly #stream: NodeJS.WriteStream
+  #label = ''
+  #drawnMs = 0
+
+  constructor(stream: NodeJS.WriteStream) {
+    this.#stream = stream
+  }
+
+  /** A new step begins; off a terminal this is all that is said of it. */
+  step(label: string): void {
+    this.#label = label
+    this.#drawnMs = Date.now()
+    if (this.#stream.isTTY) this.#draw(label)
+    else this.#stream.write(`${label}\n`)
+  }
+
+  /** `done` of `total` of the present step, drawn at most four times a second. */
+  readonly at = (done: number, total: number): void => {
+    if (!this.#stream.isTTY) return
+    const nowMs = Date.now()
+    if (nowMs - this.#drawnMs < PROGRESS_INTERVAL_MS) return
+    this.#drawnMs = nowMs
+    this.#draw(`${this.#label}: ${Math.floor((100 * done) / total)} %`)
+  }
+
+  /** Removes the line, so that something else can be written. */
+  clear(): void {
+    if (this.#stream.isTTY) this.#stream.write('\r\x1b[K')
+  }
+
+  #draw(text: string): void {
+    this.#stream.write(`\r\x1b[K${text.slice(0, Math.max(20, (this.#stream.columns || 80) - 1))}`)
+  }
+}
