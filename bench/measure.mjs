@@ -1,0 +1,167 @@
+// Measures several contenders against each other in one run.
+//
+// Rounds are interleaved, A B C A B C ..., so that what else happens on the machine meets all of them alike. Figures of one
+// round are compared with each other only: a ratio is taken per round, and the median of those ratios is told. The first
+// round warms up and is thrown away.
+//
+// CPU time is that of the process, its threads and io_uring's workers included. What a loop device or a disk driver does in
+// kernel threads of its own is in nobody's account.
+
+/** What warms up runs for so long at least: the optimising compiler needs its time, however short the rounds are. */
+const WARM_UP_MS = 400
+
+/**
+ * What one contender did in one round.
+ * @typedef {object} Sample
+ * @property {number} requests
+ * @property {number} elapsed_ns
+ * @property {number} user_us CPU time
+ * @property {number} system_us
+ * @property {number} [submissions] that its requests made, where it is known
+ * @property {number} [p50_ns] latency, where it was asked for
+ * @property {number} [p99_ns]
+ */
+
+/**
+ * @typedef {object} Contender
+ * @property {string} name
+ * @property {(duration_ms: number) => Promise<Sample>} run
+ * @property {boolean} [ready] has nothing to warm up: another program
+ */
+
+/** @typedef {{ min: number, median: number, max: number }} Spread */
+
+/**
+ * A contender's rounds taken together.
+ * @typedef {object} Result
+ * @property {string} name
+ * @property {Spread} perSecond requests
+ * @property {Spread} userPerRequest_us
+ * @property {Spread} systemPerRequest_us
+ * @property {Spread | null} requestsPerSubmission
+ * @property {Spread | null} p50_us
+ * @property {Spread | null} p99_us
+ * @property {Record<string, Spread>} ratio per peer: requests per second as a multiple of the peer's in the same round
+ */
+
+/**
+ * @param {Contender[]} contenders
+ * @param {string[]} peers names of those that the others are compared with; such as are not there are left out
+ * @param {{ rounds: number, duration_ms: number }} how
+ * @returns {Promise<Result[]>}
+ */
+export async function measure(contenders, peers, { rounds, duration_ms }) {
+  /** @type {Sample[][]} */
+  const samples = contenders.map(() => [])
+  for (let round = 0; round <= rounds; round++) {
+    const warmUp = round === 0
+    for (const [i, contender] of contenders.entries()) {
+      if (warmUp && contender.ready) continue
+      const sample = await contender.run(warmUp ? Math.max(duration_ms, WARM_UP_MS) : duration_ms)
+      if (!warmUp) samples[i].push(sample)
+    }
+  }
+  const rates = samples.map((ofOne) => ofOne.map(rateOf))
+  return contenders.map(({ name }, i) => {
+    /** @type {Record<string, Spread>} */
+    const ratio = {}
+    for (const peer of peers) {
+      const at = contenders.findIndex((contender) => contender.name === peer)
+      if (at >= 0 && at !== i) ratio[peer] = spread(rates[i].map((rate, round) => rate / rates[at][round]))
+    }
+    const mine = samples[i]
+    return {
+      name,
+      perSecond: spread(rates[i]),
+      userPerRequest_us: spread(mine.map((sample) => sample.user_us / sample.requests)),
+      systemPerRequest_us: spread(mine.map((sample) => sample.system_us / sample.requests)),
+      requestsPerSubmission: spreadOfKnown(mine, ({ requests, submissions }) => submissions && requests / submissions),
+      p50_us: spreadOfKnown(mine, ({ p50_ns }) => p50_ns && p50_ns / 1e3),
+      p99_us: spreadOfKnown(mine, ({ p99_ns }) => p99_ns && p99_ns / 1e3),
+      ratio,
+    }
+  })
+}
+
+/** @param {Sample} sample */
+function rateOf({ requests, elapsed_ns }) {
+  return (requests / elapsed_ns) * 1e9
+}
+
+/** @param {Sample[]} samples @param {(sample: Sample) => number | undefined} valueIn */
+function spreadOfKnown(samples, valueIn) {
+  const known = samples.map(valueIn).filter((value) => value !== undefined)
+  return known.length === 0 ? null : spread(known)
+}
+
+/** @param {number[]} values @returns {Spread} */
+export function spread(values) {
+  const sorted = [...values].sort((a, b) => a - b)
+  const middle = sorted.length >> 1
+  const median = sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
+  return { min: sorted[0], median, max: sorted[sorted.length - 1] }
+}
+
+/**
+ * Runs `step` over and over in so many lanes at once until the time is over, and waits for the last ones to end.
+ *
+ * @param {number} duration_ms
+ * @param {number} lanes
+ * @param {number} requests of one step
+ * @param {(lane: number) => Promise<unknown>} step
+ * @returns {Promise<Sample>}
+ */
+export async function timed(duration_ms, lanes, requests, step) {
+  const cpu = process.cpuUsage()
+  const started_ms = performance.now()
+  const deadline_ms = started_ms + duration_ms
+  let steps = 0
+  /** @param {number} lane */
+  const walk = async (lane) => {
+    while (performance.now() < deadline_ms) {
+      await step(lane)
+      steps++
+    }
+  }
+  await Promise.all(Array.from({ length: lanes }, (_, lane) => walk(lane)))
+  const elapsed_ns = (performance.now() - started_ms) * 1e6
+  const { user, system } = process.cpuUsage(cpu)
+  return { requests: steps * requests, elapsed_ns, user_us: user, system_us: system }
+}
+
+/**
+ * The same with one request at a time, each of them timed.
+ *
+ * @param {number} duration_ms
+ * @param {() => Promise<unknown>} step
+ * @returns {Promise<Sample>}
+ */
+export async function timedSingly(duration_ms, step) {
+  /** @type {number[]} */
+  const latencies_ns = []
+  const cpu = process.cpuUsage()
+  const started_ms = performance.now()
+  const deadline_ms = started_ms + duration_ms
+  let now_ms = started_ms
+  while (now_ms < deadline_ms) {
+    await step()
+    const ended_ms = performance.now()
+    latencies_ns.push((ended_ms - now_ms) * 1e6)
+    now_ms = ended_ms
+  }
+  const { user, system } = process.cpuUsage(cpu)
+  latencies_ns.sort((a, b) => a - b)
+  return {
+    requests: latencies_ns.length,
+    elapsed_ns: (now_ms - started_ms) * 1e6,
+    user_us: user,
+    system_us: system,
+    p50_ns: percentile(latencies_ns, 0.5),
+    p99_ns: percentile(latencies_ns, 0.99),
+  }
+}
+
+/** @param {number[]} sorted @param {number} part */
+function percentile(sorted, part) {
+  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * part))]
+}

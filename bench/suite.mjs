@@ -1,0 +1,325 @@
+// What is compared with what: the sections of the suite. A section makes its target, opens it once per way of merging, names
+// its contenders and the peers that the ratios are taken to, and takes everything away again.
+
+import fs from 'node:fs'
+import { open } from '../dist/index.js'
+import { measure } from './measure.mjs'
+import { multiwrite, multiwriteCallbacks, writes, writesSingly } from './ours.mjs'
+import { fio, fsWriteFanOut, fsWriteSingly, promisesFanOut, writevByHand } from './peers.mjs'
+import { ext4File, loopDevice, tmpfsFile } from './targets.mjs'
+import { adjacent, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mjs'
+
+/** @typedef {import('./measure.mjs').Contender} Contender */
+/** @typedef {import('./targets.mjs').Target} Target */
+/** @typedef {import('../dist/index.js').BlockDevice} BlockDevice */
+
+/**
+ * @typedef {object} Settings
+ * @property {boolean} quick leaves out what is of second interest
+ * @property {boolean} fio whether it is installed
+ * @property {RegExp | null} only names of contenders; the others are left out
+ * @property {number} rounds
+ * @property {number} duration_ms
+ */
+
+/**
+ * @typedef {object} Table
+ * @property {string} title
+ * @property {boolean} latency whether it is about latency
+ * @property {import('../dist/index.js').DeviceLimits} limits
+ * @property {import('./measure.mjs').Result[]} results
+ */
+
+/**
+ * @typedef {object} Section
+ * @property {string} name
+ * @property {(settings: Settings) => AsyncGenerator<Table>} tables throws `Unavailable` where the target can't be had
+ */
+
+const TARGET_BYTES = 256 << 20
+const RANDOM_DEPTH = 32
+const BUSY_POLL_US = 50
+/** fio's blocks for adjacent requests: a batch of 64 in one. */
+const LARGE_BLOCK_BYTES = 64 * REQUEST_BYTES
+const LARGE_BLOCK_DEPTH = 4
+
+const FAN_OUT = 'fs.write, one per request'
+const BY_HAND = 'fs.writev, merged by hand'
+
+/** @type {Section[]} */
+export const sections = [
+  { name: 'adjacent', tables: (settings) => onTarget(() => loopDevice(TARGET_BYTES), settings, adjacentBatches) },
+  { name: 'shuffled', tables: (settings) => onTarget(() => loopDevice(TARGET_BYTES), settings, shuffledBatches) },
+  { name: 'random', tables: (settings) => onTarget(() => loopDevice(TARGET_BYTES), settings, randomWrites) },
+  { name: 'latency', tables: (settings) => onTarget(() => loopDevice(TARGET_BYTES), settings, latency) },
+  { name: 'ext4', tables: (settings) => onTarget(() => ext4File(TARGET_BYTES, false), settings, fileBatches) },
+  { name: 'ext4-direct', tables: (settings) => onTarget(() => ext4File(TARGET_BYTES, true), settings, fileBatches) },
+  { name: 'tmpfs', tables: (settings) => onTarget(() => tmpfsFile(TARGET_BYTES), settings, fileBatches) },
+]
+
+/** A target with the means to open it, several times if need be; all is closed with it. */
+class Bench {
+  /** @type {(() => Promise<unknown>)[]} */
+  #closers = []
+
+  /** @param {Target} target @param {Settings} settings */
+  constructor(target, settings) {
+    this.target = target
+    this.settings = settings
+  }
+
+  /** Closed by the caller. @param {import('../dist/index.js').OpenOptions} [options] */
+  openDisk(options) {
+    return open(this.target.path, { direct: this.target.direct, exclusive: false, ...options })
+  }
+
+  /** Closed with the bench. @param {import('../dist/index.js').OpenOptions} [options] */
+  async disk(options) {
+    const disk = await this.openDisk(options)
+    this.#closers.push(() => disk.close())
+    return disk
+  }
+
+  /** The same for node:fs. */
+  async handle() {
+    const { O_RDWR, O_DIRECT } = fs.constants
+    const handle = await fs.promises.open(this.target.path, O_RDWR | (this.target.direct ? O_DIRECT : 0))
+    this.#closers.push(() => handle.close())
+    return handle
+  }
+
+  /**
+   * @param {string} name
+   * @param {Omit<import('./peers.mjs').FioJob, 'path' | 'size' | 'direct'>} job
+   * @returns {Contender[]} none where there is no fio
+   */
+  fio(name, job) {
+    if (!this.settings.fio) return []
+    const { path, size, direct } = this.target
+    return [fio(name, { path, size, direct, ...job }, job.blockSize / REQUEST_BYTES)]
+  }
+
+  /**
+   * @param {string} title
+   * @param {BlockDevice} disk
+   * @param {Contender[]} contenders
+   * @param {string[]} peers
+   * @param {boolean} [latency]
+   * @returns {Promise<Table>}
+   */
+  async table(title, disk, contenders, peers, latency = false) {
+    const { only } = this.settings
+    const chosen = contenders.filter(({ name }) => only === null || only.test(name))
+    const results = chosen.length === 0 ? [] : await measure(chosen, peers, this.settings)
+    return { title: `${title}; ${this.target.name}`, latency, limits: disk.limits, results }
+  }
+
+  async close() {
+    for (const close of this.#closers.splice(0)) await close()
+  }
+}
+
+/**
+ * @param {() => Target} make
+ * @param {Settings} settings
+ * @param {(bench: Bench) => AsyncGenerator<Table>} tables
+ */
+async function* onTarget(make, settings, tables) {
+  const target = make()
+  const bench = new Bench(target, settings)
+  try {
+    yield* tables(bench)
+  } finally {
+    await bench.close()
+    target.remove()
+  }
+}
+
+/** @param {number} size */
+const plain = (size) => Buffer.alloc(size)
+
+/** @param {Bench} bench */
+async function* adjacentBatches(bench) {
+  const { size } = bench.target
+  const full = await bench.disk()
+  const sort = await bench.disk({ merge: { mode: 'sort' } })
+  const off = await bench.disk({ merge: { mode: 'off' } })
+  const handle = await bench.handle()
+  const alloc = full.alloc.bind(full)
+  for (const count of [64, 256]) {
+    for (const lanes of [1, 4]) {
+      if (bench.settings.quick && count === 256 && lanes === 1) continue
+      const workload = adjacent({ lanes, count, size, alloc })
+      const copied = adjacent({ lanes, count, size, alloc: plain })
+      const large = `fio io_uring, ${LARGE_BLOCK_BYTES >> 10} KiB blocks, depth ${LARGE_BLOCK_DEPTH}`
+      const contenders = [
+        multiwrite('multiwrite, merge full', full, workload),
+        multiwriteCallbacks('multiwrite, merge full, callbacks', full, workload),
+        multiwrite('multiwrite, merge full, Buffer.alloc', full, copied),
+        multiwrite('multiwrite, merge sort', sort, workload),
+        multiwrite('multiwrite, merge off', off, workload),
+        fsWriteFanOut(handle.fd, workload),
+        ...(bench.settings.quick ? [] : [promisesFanOut(handle, workload)]),
+        writevByHand(handle.fd, workload),
+        ...bench.fio(large, {
+          engine: 'io_uring',
+          rw: 'write',
+          blockSize: LARGE_BLOCK_BYTES,
+          depth: LARGE_BLOCK_DEPTH,
+        }),
+        ...(bench.settings.quick ? [] : fioInBatches(bench, count, lanes)),
+      ]
+      const title = `batches of ${count} adjacent 4 KiB writes, ${lanes} in flight`
+      yield await bench.table(title, full, contenders, [FAN_OUT, BY_HAND, large])
+    }
+  }
+}
+
+/**
+ * The same requests by fio, as many per system call; the kernel may merge them.
+ * @param {Bench} bench
+ * @param {number} count
+ * @param {number} lanes
+ */
+function fioInBatches(bench, count, lanes) {
+  return bench.fio(`fio io_uring, 4 KiB blocks, ${count} per call`, {
+    engine: 'io_uring',
+    rw: 'write',
+    blockSize: REQUEST_BYTES,
+    depth: count * lanes,
+    batchSubmit: count,
+    batchComplete: count,
+  })
+}
+
+/** @param {Bench} bench */
+async function* shuffledBatches(bench) {
+  const { size } = bench.target
+  const full = await bench.disk()
+  const sort = await bench.disk({ merge: { mode: 'sort' } })
+  const off = await bench.disk({ merge: { mode: 'off' } })
+  const handle = await bench.handle()
+  const workload = adjacent({ lanes: 4, count: 64, size, alloc: full.alloc.bind(full), shuffled: true })
+  const contenders = [
+    multiwrite('multiwrite, merge full', full, workload),
+    multiwrite('multiwrite, merge sort', sort, workload),
+    multiwrite('multiwrite, merge off', off, workload),
+    fsWriteFanOut(handle.fd, workload),
+  ]
+  const title = 'batches of 64 adjacent 4 KiB writes in random order, 4 in flight'
+  yield await bench.table(title, full, contenders, [FAN_OUT, 'multiwrite, merge sort'])
+}
+
+/** @param {Bench} bench */
+async function* randomWrites(bench) {
+  const { size } = bench.target
+  const { quick } = bench.settings
+  const disk = await bench.disk()
+  const handle = await bench.handle()
+  const alloc = disk.alloc.bind(disk)
+  const singly = scattered({ lanes: RANDOM_DEPTH, count: 1, size, alloc })
+  const inOne = scattered({ lanes: 1, count: RANDOM_DEPTH, size, alloc })
+  const inTwo = scattered({ lanes: 2, count: RANDOM_DEPTH / 2, size, alloc })
+  const copied = scattered({ lanes: RANDOM_DEPTH, count: 1, size, alloc: plain })
+  const job = /** @type {const} */ ({
+    engine: 'io_uring',
+    rw: 'randwrite',
+    blockSize: REQUEST_BYTES,
+    blockAlign: SCATTER_BYTES,
+    depth: RANDOM_DEPTH,
+  })
+  const plainFio = `fio io_uring, depth ${RANDOM_DEPTH}`
+  const batchFio = `fio io_uring, ${RANDOM_DEPTH} per call, all awaited`
+  const contenders = [
+    multiwrite(`multiwrite, batches of ${RANDOM_DEPTH}, 1 in flight`, disk, inOne),
+    multiwrite(`multiwrite, batches of ${RANDOM_DEPTH / 2}, 2 in flight`, disk, inTwo),
+    writes(`write, ${RANDOM_DEPTH} lanes`, disk, singly),
+    writes(`write, ${RANDOM_DEPTH} lanes, Buffer.alloc`, disk, copied),
+    ...(quick ? [] : [writes(`write, ${RANDOM_DEPTH} lanes, aio`, await bench.disk({ engine: 'aio' }), singly)]),
+    ...(quick
+      ? []
+      : [writes(`write, ${RANDOM_DEPTH} lanes, threads`, await bench.disk({ engine: 'threads' }), singly)]),
+    fsWriteFanOut(handle.fd, singly),
+    ...bench.fio(plainFio, job),
+    ...bench.fio(batchFio, { ...job, batchSubmit: RANDOM_DEPTH, batchComplete: RANDOM_DEPTH }),
+    ...(quick ? [] : bench.fio(`fio libaio, depth ${RANDOM_DEPTH}`, { ...job, engine: 'libaio' })),
+  ]
+  const title = `random 4 KiB writes that can't be merged, depth ${RANDOM_DEPTH}`
+  yield await bench.table(title, disk, contenders, [FAN_OUT, plainFio, batchFio])
+}
+
+/** @param {Bench} bench */
+async function* latency(bench) {
+  const { size } = bench.target
+  const disk = await bench.disk()
+  const handle = await bench.handle()
+  const workload = scattered({ lanes: 1, count: 1, size, alloc: disk.alloc.bind(disk) })
+  const job = /** @type {const} */ ({
+    rw: 'randwrite',
+    blockSize: REQUEST_BYTES,
+    blockAlign: SCATTER_BYTES,
+    depth: 1,
+  })
+  const peer = 'fio io_uring, depth 1'
+  const contenders = [
+    writesSingly('write', disk, workload),
+    ...(bench.settings.quick ? [] : [writesSingly('write, aio', await bench.disk({ engine: 'aio' }), workload)]),
+    ...(bench.settings.quick
+      ? []
+      : [writesSingly('write, threads', await bench.disk({ engine: 'threads' }), workload)]),
+    ...(await busyPolling(bench, workload)),
+    fsWriteSingly(handle.fd, workload),
+    ...bench.fio(peer, { ...job, engine: 'io_uring' }),
+    ...(bench.settings.quick ? [] : bench.fio('fio psync', { ...job, engine: 'psync' })),
+  ]
+  yield await bench.table('random 4 KiB writes one at a time', disk, contenders, ['fs.write', peer], true)
+}
+
+/**
+ * The thread's engine polls for as long as any of its devices asks for it: this one is open during its own rounds only.
+ * @param {Bench} bench
+ * @param {import('./workload.mjs').Workload} workload
+ * @returns {Promise<Contender[]>}
+ */
+async function busyPolling(bench, workload) {
+  if (bench.settings.quick) return []
+  const name = `write, busyPollUs ${BUSY_POLL_US}`
+  return [
+    {
+      name,
+      run: async (duration_ms) => {
+        const disk = await bench.openDisk({ busyPollUs: BUSY_POLL_US })
+        try {
+          return await writesSingly(name, disk, workload).run(duration_ms)
+        } finally {
+          await disk.close()
+        }
+      },
+    },
+  ]
+}
+
+/** @param {Bench} bench */
+async function* fileBatches(bench) {
+  const { size, direct } = bench.target
+  const full = await bench.disk()
+  const sort = await bench.disk({ merge: { mode: 'sort' } })
+  const handle = await bench.handle()
+  const alloc = full.alloc.bind(full)
+  for (const lanes of bench.settings.quick ? [1] : [1, 4]) {
+    const workload = adjacent({ lanes, count: 64, size, alloc })
+    const copied = adjacent({ lanes, count: 64, size, alloc: plain })
+    const contenders = [
+      multiwrite('multiwrite, merge full', full, workload),
+      multiwrite('multiwrite, merge full, Buffer.alloc', full, copied),
+      multiwrite('multiwrite, merge sort', sort, workload),
+      ...(bench.settings.quick
+        ? []
+        : [multiwrite('multiwrite, merge full, threads', await bench.disk({ engine: 'threads' }), workload)]),
+      fsWriteFanOut(handle.fd, workload),
+      writevByHand(handle.fd, workload),
+    ]
+    const title = `batches of 64 adjacent 4 KiB writes, ${lanes} in flight, ${direct ? 'direct' : 'buffered'}`
+    yield await bench.table(title, full, contenders, [FAN_OUT, BY_HAND])
+  }
+}

@@ -1,0 +1,218 @@
+// Places to write to: a loop device over tmpfs, a file on ext4, a file on tmpfs. Every backing file is written in full first,
+// so that no measured write has to allocate.
+//
+// Whatever is made here is taken away again: by `remove`, or when the process ends, an error and a signal included. Devices
+// and mounts are released by their own names only.
+
+import { execFileSync } from 'node:child_process'
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+
+const SHARED_MEMORY = '/dev/shm'
+/** From statfs(2): what the magic number of an ext2, ext3 or ext4 file system is. */
+const EXT4_MAGIC = 0xef53
+const TMPFS_MAGIC = 0x01021994
+const FILL_BYTES = 1 << 20
+/** What ext4 takes for itself, and the page cache's worth of slack. */
+const EXT4_OVERHEAD_BYTES = 64 << 20
+
+/**
+ * A place to write to.
+ * @typedef {object} Target
+ * @property {string} name
+ * @property {string} path
+ * @property {number} size bytes that may be overwritten
+ * @property {boolean} direct whether it is to be opened with O_DIRECT
+ * @property {() => void} remove close it first
+ */
+
+/** What can't be had on this machine, and why. */
+export class Unavailable extends Error {}
+
+/** @type {Set<() => void>} in the order of making; undone in the opposite one */
+const undoes = new Set()
+
+function undoAll() {
+  for (const undo of [...undoes].reverse()) undo()
+}
+
+process.once('exit', undoAll)
+for (const [signal, number] of /** @type {const} */ ([
+  ['SIGINT', 2],
+  ['SIGTERM', 15],
+  ['SIGHUP', 1],
+])) {
+  process.once(signal, () => process.exit(128 + number))
+}
+
+/**
+ * `undo`, run once: by the caller, or at the end of the process.
+ * @param {() => void} undo
+ */
+export function atTheLatestAtExit(undo) {
+  const once = () => {
+    if (!undoes.delete(once)) return
+    try {
+      undo()
+    } catch (error) {
+      // The others must be undone all the same.
+      console.error(`left behind: ${error instanceof Error ? error.message : error}`)
+    }
+  }
+  undoes.add(once)
+  return once
+}
+
+/** Why loop devices and mounts can't be made; empty where they can. */
+export function noLoop() {
+  if (process.getuid?.() !== 0) return 'loop devices need root'
+  if (!fs.existsSync('/dev/loop-control')) return 'this kernel has no loop devices'
+  return ''
+}
+
+/** @param {string} command @param {string[]} args */
+function run(command, args) {
+  try {
+    return execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] }).trim()
+  } catch (error) {
+    const { code, stderr } = /** @type {{ code?: string, stderr?: string }} */ (error)
+    throw new Unavailable(code === 'ENOENT' ? `${command} is not installed` : `${command}: ${stderr?.trim()}`)
+  }
+}
+
+/** @param {string} parent */
+function temporaryDirectory(parent) {
+  const directory = fs.mkdtempSync(path.join(parent, 'multiwrite-bench-'))
+  return { directory, remove: atTheLatestAtExit(() => fs.rmSync(directory, { recursive: true, force: true })) }
+}
+
+/** @param {string} file @param {number} size */
+function fill(file, size) {
+  const descriptor = fs.openSync(file, 'wx', 0o600)
+  try {
+    const piece = Buffer.alloc(FILL_BYTES, 0xee)
+    for (let done = 0; done < size; done += piece.length) {
+      fs.writeSync(descriptor, piece, 0, Math.min(piece.length, size - done))
+    }
+    // Dirty pages of the filling must not be written back while something is measured.
+    fs.fsyncSync(descriptor)
+  } finally {
+    fs.closeSync(descriptor)
+  }
+}
+
+function memoryDirectory() {
+  if (!fs.existsSync(SHARED_MEMORY) || fs.statfsSync(SHARED_MEMORY).type !== TMPFS_MAGIC) {
+    throw new Unavailable(`${SHARED_MEMORY} is no tmpfs`)
+  }
+  return SHARED_MEMORY
+}
+
+/** @param {number} size */
+function attachLoop(size) {
+  const reason = noLoop()
+  if (reason !== '') throw new Unavailable(reason)
+  const { directory, remove: removeDirectory } = temporaryDirectory(memoryDirectory())
+  try {
+    const image = path.join(directory, 'image')
+    fill(image, size)
+    // Without direct I/O every write would pass through a second page cache. Kernels whose tmpfs refuses O_DIRECT (before
+    // 6.6) go on without.
+    const flags = ['--find', '--show', '--direct-io=on']
+    const device = run('losetup', [...flags, image])
+    // A device that is still open is released by the kernel with its last descriptor.
+    const detach = atTheLatestAtExit(() => run('losetup', ['--detach', device]))
+    const remove = () => {
+      detach()
+      removeDirectory()
+    }
+    return { device, remove }
+  } catch (error) {
+    removeDirectory()
+    throw error
+  }
+}
+
+/**
+ * A block device whose blocks lie in memory, opened with O_DIRECT.
+ * @param {number} size
+ * @returns {Target}
+ */
+export function loopDevice(size) {
+  const { device, remove } = attachLoop(size)
+  return { name: 'loop device on tmpfs, direct', path: device, size, direct: true, remove }
+}
+
+/**
+ * A file on ext4. With root it lies on a loop device over tmpfs, so that no real disk is measured; else on the file system of
+ * the temporary directory, if that is ext4.
+ * @param {number} size
+ * @param {boolean} direct
+ * @returns {Target}
+ */
+export function ext4File(size, direct) {
+  const { mount, below, remove: removeMount } = noLoop() === '' ? mountExt4(size + EXT4_OVERHEAD_BYTES) : ownExt4()
+  try {
+    const file = path.join(mount, 'image')
+    fill(file, size)
+    const name = `file on ext4 on ${below}, ${direct ? 'direct' : 'buffered'}`
+    return { name, path: file, size, direct, remove: removeMount }
+  } catch (error) {
+    removeMount()
+    throw error
+  }
+}
+
+/** @param {number} size */
+function mountExt4(size) {
+  const { device, remove: detach } = attachLoop(size)
+  try {
+    // The inode tables are written now, not by a kernel thread during the first minutes of the mount.
+    run('mkfs.ext4', ['-q', '-E', 'lazy_itable_init=0,lazy_journal_init=0', device])
+    const { directory, remove: removeDirectory } = temporaryDirectory(os.tmpdir())
+    run('mount', ['-t', 'ext4', device, directory])
+    const unmount = atTheLatestAtExit(() => {
+      try {
+        run('umount', [directory])
+      } catch {
+        // A file in it is still open, when a signal ends the process: it goes with the process.
+        run('umount', ['--lazy', directory])
+      }
+    })
+    const remove = () => {
+      unmount()
+      removeDirectory()
+      detach()
+    }
+    return { mount: directory, below: 'loop on tmpfs', remove }
+  } catch (error) {
+    detach()
+    throw error
+  }
+}
+
+function ownExt4() {
+  if (fs.statfsSync(os.tmpdir()).type !== EXT4_MAGIC) {
+    throw new Unavailable(`${os.tmpdir()} is not on ext4, and ${noLoop()}`)
+  }
+  const { directory, remove } = temporaryDirectory(os.tmpdir())
+  return { mount: directory, below: "this machine's disk", remove }
+}
+
+/**
+ * A file on tmpfs, by way of the page cache that it consists of.
+ * @param {number} size
+ * @returns {Target}
+ */
+export function tmpfsFile(size) {
+  const { directory, remove } = temporaryDirectory(memoryDirectory())
+  try {
+    const file = path.join(directory, 'image')
+    fill(file, size)
+    return { name: 'file on tmpfs, buffered', path: file, size, direct: false, remove }
+  } catch (error) {
+    remove()
+    throw error
+  }
+}
