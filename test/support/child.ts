@@ -29,12 +29,14 @@ export function runChild(script: string, { env = {}, wrapper = [], silence }: Ch
       cwd: root,
       env: { ...process.env, ...env },
       stdio: ['ignore', 'pipe', 'pipe'],
+      // A group of its own, so that the watchdog gets the script too when a wrapper runs it.
+      detached: true,
     })
     let stdout = ''
     let stderr = ''
     const kill = (): void => {
       stderr += `\nkilled: no progress for ${silence} ms`
-      child.kill('SIGKILL')
+      if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL')
     }
     let watchdog = silence === undefined ? undefined : setTimeout(kill, silence + 10_000)
     child.stdout.setEncoding('utf8').on('data', (text: string) => {

@@ -38,11 +38,10 @@ export async function runInjected(
     const wrapper = ['strace', ...options, ...injections.flatMap((injection) => ['-e', `inject=${injection}`])]
     // Node's own file operations stay out of it.
     const child = await runChild(script, { env: { UV_USE_IO_URING: '0', ...env }, wrapper, silence: 20_000 })
-    const calls = fs
-      .readFileSync(log, 'utf8')
-      .split('\n')
-      .filter((line) => /\w\(/.test(line))
-    return { ...child, calls, injected: calls.filter((line) => line.includes('(INJECTED)')) }
+    const lines = fs.readFileSync(log, 'utf8').split('\n')
+    // A call that another thread's stop came between takes two lines, and the result is on the second.
+    const injected = lines.filter((line) => line.includes('(INJECTED)'))
+    return { ...child, calls: lines.filter((line) => /\w\(/.test(line)), injected }
   } finally {
     directory.cleanup()
   }
