@@ -12,6 +12,7 @@
 import { constants } from 'node:os'
 import { BlockError } from './errors.ts'
 import type { MergeMode } from './options.ts'
+import { float64s, int32s, uint8s } from './planner/arrays.ts'
 import { planMerged } from './planner/merge.ts'
 import { planSeparately } from './planner/separate.ts'
 import type { Limits, Plan, Units } from './planner/units.ts'
@@ -54,7 +55,7 @@ export class Batch implements SubmissionOwner {
   isToTell = false
   /** Requests not answered yet. */
   #open: number
-  readonly #answered: number[] = []
+  #answered: number[] = []
   #isFinished = false
   #firstUnits: Int32Array | null = null
   /** Whether requests overlap that were planned together. */
@@ -74,8 +75,8 @@ export class Batch implements SubmissionOwner {
     this.#context = context
     this.#answer = answer
     this.#finished = finished
-    this.#pending = new Int32Array(work.count)
-    this.#state = new Uint8Array(work.count)
+    this.#pending = int32s(work.count)
+    this.#state = uint8s(work.count)
     this.#open = work.count
   }
 
@@ -176,7 +177,7 @@ export class Batch implements SubmissionOwner {
    */
   single(owner: number, start: number, end: number, fua: boolean): Submission[] {
     const { units, map } = this.#select([owner], start, end)
-    if (fua) units.fua = new Uint8Array(units.count).fill(1)
+    if (fua) units.fua = uint8s(units.count).fill(1)
     const plan = planMerged(units, this.#context.limits(this.work.read))
     const members = onlyMember(owner)
     const submissions: Submission[] = []
@@ -261,7 +262,7 @@ export class Batch implements SubmissionOwner {
 
   /** Requests without bytes have nothing to wait for: the next `tell` answers them. Returns whether it is due at once. */
   endEmpty(): boolean {
-    for (let owner = 0; owner < this.work.count; owner++) {
+    for (let owner = 0; this.work.hasEmpty && owner < this.work.count; owner++) {
       if (this.work.length[owner] === 0) this.#answered.push(owner)
     }
     return this.#answered.length > 0 || this.#open === 0
@@ -269,7 +270,9 @@ export class Batch implements SubmissionOwner {
 
   /** Answers the requests that have ended, in the order in which they did; after the last one the batch is finished. */
   tell(): void {
-    for (const owner of this.#answered.splice(0)) {
+    const answered = this.#answered
+    this.#answered = []
+    for (const owner of answered) {
       this.#open--
       this.#answer(owner, this.#errors?.get(owner) ?? null)
     }
@@ -289,19 +292,21 @@ export class Batch implements SubmissionOwner {
       }
     }
     const count = unit.length
-    const offset = new Float64Array(count)
-    const length = new Float64Array(count)
-    const cut = new Float64Array(count)
-    const fua = work.units.fua === null ? null : new Uint8Array(count)
+    const offset = float64s(count)
+    const length = float64s(count)
+    const cut = float64s(count)
+    const unitOf = int32s(count)
+    const fua = work.units.fua === null ? null : uint8s(count)
     for (let i = 0; i < count; i++) {
       const u = unit[i]!
+      unitOf[i] = u
       const from = work.units.offset[u]!
       offset[i] = Math.max(from, start)
       length[i] = Math.min(from + work.units.length[u]!, end) - offset[i]!
       cut[i] = offset[i]! - from
       if (fua !== null) fua[i] = work.units.fua![u]!
     }
-    return { units: { count, offset, length, fua }, map: { unit: Int32Array.from(unit), start: cut } }
+    return { units: { count, offset, length, fua }, map: { unit: unitOf, start: cut } }
   }
 
   /**
@@ -323,8 +328,13 @@ export class Batch implements SubmissionOwner {
       this.#pending[owner]!++
       return [new Submission(this, plan, 0, map, onlyMember(owner), 0, 1, claimOf(0))]
     }
+    if (plan.count === 1 && owners === null && !work.hasEmpty) {
+      const pending = this.#pending
+      for (let owner = 0; owner < members; owner++) pending[owner]!++
+      return [new Submission(this, plan, 0, map, ascending(members), 0, members, claimOf(0))]
+    }
     if (plan.count === 1) {
-      const list = new Int32Array(members)
+      const list = int32s(members)
       let count = 0
       for (let i = 0; i < members; i++) {
         const owner = owners === null ? i : owners[i]!
@@ -334,8 +344,8 @@ export class Batch implements SubmissionOwner {
       }
       return [new Submission(this, plan, 0, map, list, 0, count, claimOf(0))]
     }
-    const first = new Int32Array(members)
-    const counts = new Int32Array(plan.count + 1)
+    const first = int32s(members)
+    const counts = int32s(plan.count + 1)
     let total = 0
     for (let i = 0; i < members; i++) {
       const owner = owners === null ? i : owners[i]!
@@ -351,10 +361,10 @@ export class Batch implements SubmissionOwner {
       }
       this.#pending[owner]! += s - first[i]!
     }
-    const list = new Int32Array(total)
-    const place = new Int32Array(plan.count + 1)
-    for (let s = 0; s < plan.count; s++) place[s + 1] = place[s]! + counts[s]!
-    const next = place.slice()
+    const list = int32s(total)
+    const place = int32s(plan.count + 1)
+    const next = int32s(plan.count + 1)
+    for (let s = 0; s < plan.count; s++) next[s + 1] = place[s + 1] = place[s]! + counts[s]!
     for (let i = 0; i < members; i++) {
       const owner = owners === null ? i : owners[i]!
       const length = work.length[owner]!
@@ -382,17 +392,23 @@ export class Batch implements SubmissionOwner {
 }
 
 function firstUnits(owner: Int32Array, units: number, owners: number): Int32Array {
-  const first = new Int32Array(owners + 1)
+  const first = int32s(owners + 1)
   for (let u = 0; u < units; u++) first[owner[u]! + 1]!++
   for (let i = 0; i < owners; i++) first[i + 1]! += first[i]!
   return first
 }
 
-const FIRST_ONLY = new Int32Array(1)
+let ascendingList = new Int32Array(0)
+
+/** A list that begins with the numbers from 0 to `count` - 1. All batches share it: it is not to be written to. */
+function ascending(count: number): Int32Array {
+  if (ascendingList.length < count) ascendingList = Int32Array.from({ length: Math.max(1024, count * 2) }, (_, i) => i)
+  return ascendingList
+}
 
 function onlyMember(owner: number): Int32Array {
-  if (owner === 0) return FIRST_ONLY
-  const members = new Int32Array(1)
+  if (owner === 0) return ascending(1)
+  const members = int32s(1)
   members[0] = owner
   return members
 }

@@ -23,7 +23,15 @@ import {
 } from './options.ts'
 import type { Limits } from './planner/units.ts'
 import { Ranges } from './ranges.ts'
-import { type Data, type ReadRequest, readData, readOffset, readRequests, type WriteRequest } from './requests.ts'
+import {
+  type Data,
+  NO_INDEX,
+  type ReadRequest,
+  readData,
+  readOffset,
+  readRequests,
+  type WriteRequest,
+} from './requests.ts'
 import { newCounters, type Stats, snapshot } from './stats.ts'
 
 const { EBADF, EOPNOTSUPP, EROFS } = constants.errno
@@ -161,7 +169,7 @@ export class BlockDevice {
     try {
       this.#check(read ? 'read' : 'write')
       const { signal } = checkCallOptions(options, READ_OPTIONS)
-      const work = readRequests(requests, 'requests', this.#size, read)
+      const work = readRequests(requests, this.#size, read)
       throwIfAborted(signal)
       return this.#dispatch.run(work, signal)
     } catch (error) {
@@ -179,8 +187,8 @@ export class BlockDevice {
     // Not an async function: its promise around the dispatch's would cost as much as the rest of the call.
     try {
       this.#check('write')
-      const where = readOffset(offset, '')
-      const pieces = readData(data, '', 'data')
+      const where = readOffset(offset, NO_INDEX)
+      const pieces = readData(data, NO_INDEX, 'data')
       const checked = checkCallOptions(options, WRITE_OPTIONS)
       throwIfAborted(checked.signal)
       return this.#dispatch.write(where, pieces, this.#size, checked)
@@ -199,8 +207,8 @@ export class BlockDevice {
   read(offset: number | bigint, into: Data, options?: ReadOptions): Promise<void> {
     try {
       this.#check('read')
-      const where = readOffset(offset, '')
-      const pieces = readData(into, '', 'into')
+      const where = readOffset(offset, NO_INDEX)
+      const pieces = readData(into, NO_INDEX, 'into')
       const checked = checkCallOptions(options, READ_OPTIONS)
       throwIfAborted(checked.signal)
       return this.#dispatch.read(where, pieces, this.#size, checked)
@@ -351,7 +359,7 @@ export class BlockDevice {
   }
 
   #readRange(offset: unknown, length: unknown): { offset: number; length: number } {
-    const range = { offset: readOffset(offset, ''), length: checkSize(length, 'length') }
+    const range = { offset: readOffset(offset, NO_INDEX), length: checkSize(length, 'length') }
     if (range.length > this.#size - range.offset) {
       throw outOfRange('offset', `<= ${this.#size} - ${range.length} (device size - length)`, offset)
     }

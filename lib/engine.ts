@@ -7,7 +7,7 @@
 // `commit`. Retries, resumption and fan-out are its owner's business. After the settles of one drain come first those that
 // send more, then those that call users back, so that the device works while JavaScript does.
 
-import { regionOf } from './memory.ts'
+import type { Region } from './memory.ts'
 import { addon, ENGINE_KIND, type Failure, LAYOUT_VERSION, MAX_VECTORS, REQUEST, RESULT, VECTOR } from './native.ts'
 
 /** Operations in flight in one thread. The completion queue of the ring has as many entries, so it can't overflow. */
@@ -39,8 +39,8 @@ export class Engine {
   #views: Uint8Array[] = []
   /** Queues that found no free slot, or no pool memory; they go on after the next drain. */
   readonly #stalled = new Set<() => void>()
-  readonly #senders: (() => void)[] = []
-  readonly #tellers: (() => void)[] = []
+  #senders: (() => void)[] = []
+  #tellers: (() => void)[] = []
   readonly #busyPolls = new Map<number, number>()
   #refused: { operation: Operation; result: number }[] = []
 
@@ -73,9 +73,8 @@ export class Engine {
     this.#vectorMark = this.#vectorCount
   }
 
-  /** Adds `length` bytes of `view` from `start` on to the vectors of the next operation. */
-  vector(view: Uint8Array, start: number, length: number): void {
-    const region = regionOf(view)
+  /** Adds `length` bytes of `view`, which lies in `region` or in foreign memory, from `start` on to the next operation. */
+  vector(view: Uint8Array, start: number, length: number, region: Region | undefined): void {
     if (region === undefined) {
       this.#views.push(view)
       this.vectorIn(-this.#views.length, start, length)
@@ -170,7 +169,8 @@ export class Engine {
   }
 
   #finishDrain(): void {
-    const senders = this.#senders.splice(0)
+    const senders = this.#senders
+    if (senders.length > 0) this.#senders = []
     for (const send of senders) send()
     if (this.#stalled.size > 0) {
       const stalled = [...this.#stalled]
@@ -178,7 +178,8 @@ export class Engine {
       for (const pump of stalled) pump()
     }
     // Users' code runs from here on. It may submit, close and so on, but can't get back into the drain.
-    const tellers = this.#tellers.splice(0)
+    const tellers = this.#tellers
+    if (tellers.length > 0) this.#tellers = []
     for (const tell of tellers) tell()
   }
 }

@@ -31,7 +31,9 @@ export class Gate {
     if (batch.mergeable) {
       const plan = batch.planAll()
       if (this.#tracker.empty || !this.#meetsAny(plan, batch.work.read)) {
-        return batch.releaseAll(plan, (s) => (this.#ordered ? this.#claim(batch, plan, s) : null))
+        if (!this.#ordered) return batch.releaseAll(plan, () => null)
+        const waiter: Waiter = { batch, owner: -1 }
+        return batch.releaseAll(plan, (s) => this.#claim(waiter, batch.work.read, plan, s))
       }
     }
     return this.#admitSingly(batch)
@@ -85,11 +87,10 @@ export class Gate {
     return false
   }
 
-  #claim(batch: Batch, plan: Plan, s: number): Claim {
-    const { read } = batch.work
+  #claim(waiter: Waiter, read: boolean, plan: Plan, s: number): Claim {
     const { start, end } = this.#span(plan.offset[s]!, plan.offset[s]! + plan.length[s]!, read)
-    const hold = new Hold<Waiter>(start, end, read, { batch, owner: -1 })
-    this.#tracker.add(hold, [])
+    const hold = new Hold<Waiter>(start, end, read, waiter)
+    this.#tracker.add(hold, NONE)
     return { hold, parts: 1 }
   }
 
@@ -148,6 +149,8 @@ export class Gate {
     return submissions
   }
 }
+
+const NONE: readonly Hold<Waiter>[] = []
 
 /** Whether two requests of one batch can be settled by one plan. */
 function together(a: Hold<Waiter>, b: Hold<Waiter>): boolean {

@@ -8,7 +8,7 @@
 // awaits and writes again inside one callback; a tick queued by a promise job gathers both.
 
 import type { CheckedCallOptions } from './options.ts'
-import { Collector } from './requests.ts'
+import { Collector, NO_INDEX } from './requests.ts'
 
 /** Requests and bytes that are sent without waiting for the end of the turn. */
 const GATHERED_REQUESTS_MAX = 4096
@@ -66,7 +66,7 @@ export class Gather {
   ): Promise<void> {
     this.#current ??= newGathered(this.#read, this.#expected)
     const gathered = this.#current
-    const length = gathered.collector.add(offset, data, '', size)
+    const length = gathered.collector.add(offset, data, NO_INDEX, size)
     gathered.bytes += length
     if (length > 0) {
       gathered.start = Math.min(gathered.start, offset)

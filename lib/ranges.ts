@@ -8,7 +8,7 @@ import type { Dispatch } from './dispatch.ts'
 import { BlockError } from './errors.ts'
 import { alignedBuffer, PAGE_SIZE } from './memory.ts'
 import { addon, RANGE_OP } from './native.ts'
-import { Collector, type Work } from './requests.ts'
+import { Collector, NO_INDEX, type Work } from './requests.ts'
 import type { Counters } from './stats.ts'
 
 const { EOPNOTSUPP, ENOTTY, EINVAL } = constants.errno
@@ -133,7 +133,7 @@ function zerosWork(start: number, end: number): Work {
     pieces.push(end - place < ZEROS_BYTES ? zeros.subarray(0, end - place) : zeros)
   }
   const collector = new Collector(1, false)
-  collector.add(start, pieces, '', end)
+  collector.add(start, pieces, NO_INDEX, end)
   return collector.finish([])
 }
 

@@ -4,6 +4,7 @@
 
 import type { BlockError } from './errors.ts'
 import { invalidType, invalidValue, outOfRange } from './errors-argument.ts'
+import { float64s, int32s, uint8s } from './planner/arrays.ts'
 import type { Units } from './planner/units.ts'
 
 /** Bytes to be written: one piece of memory or several that follow each other, of any length and at any address. */
@@ -45,6 +46,8 @@ export interface Work {
   /** Bytes; per request. */
   readonly offset: Float64Array
   readonly length: Float64Array
+  /** Whether requests of no bytes are among them. */
+  readonly hasEmpty: boolean
   readonly callbacks: (Callback | undefined)[] | null
   /** 1 where the request must not be merged; `null` where all may. */
   readonly noMerge: Uint8Array | null
@@ -57,30 +60,34 @@ export interface Work {
   readonly owner: Int32Array | null
 }
 
-/**
- * @param name how the caller wrote the argument
- * @param size of the device, in bytes
- */
-export function readRequests(requests: unknown, name: string, size: number, read: boolean): Work {
-  if (!Array.isArray(requests)) throw invalidType(name, 'Array', requests)
+/** Whose arguments are looked at: this element of `requests`, or those of a call for one. */
+export const NO_INDEX = -1
+
+/** An argument as the caller would write it. Made for errors only: making it for each request would be felt. */
+function nameOf(index: number, property: string): string {
+  return index === NO_INDEX ? property : `requests[${index}].${property}`
+}
+
+/** @param size of the device, in bytes */
+export function readRequests(requests: unknown, size: number, read: boolean): Work {
+  if (!Array.isArray(requests)) throw invalidType('requests', 'Array', requests)
   const list = [...(requests as unknown[])]
   const collector = new Collector(list.length, read)
   const property = read ? 'into' : 'data'
   for (let i = 0; i < list.length; i++) {
     const request = list[i]
-    const at = `${name}[${i}]`
-    if (typeof request !== 'object' || request === null) throw invalidType(at, 'object', request)
+    if (typeof request !== 'object' || request === null) throw invalidType(`requests[${i}]`, 'object', request)
     const { offset, callback, [property]: data } = request as Record<string, unknown>
-    const where = readOffset(offset, at)
-    collector.add(where, readData(data, at, property), at, size)
+    const where = readOffset(offset, i)
+    collector.add(where, readData(data, i, property), i, size)
     if (callback !== undefined) {
-      if (typeof callback !== 'function') throw invalidType(`${at}.callback`, 'function', callback)
+      if (typeof callback !== 'function') throw invalidType(nameOf(i, 'callback'), 'function', callback)
       collector.setCallback(callback as Callback)
     }
     if (read) continue
     const { fua, noMerge } = request as Record<string, unknown>
-    if (readFlag(fua, at, 'fua')) collector.setFua()
-    if (readFlag(noMerge, at, 'noMerge')) collector.setNoMerge()
+    if (readFlag(fua, i, 'fua')) collector.setFua()
+    if (readFlag(noMerge, i, 'noMerge')) collector.setNoMerge()
   }
   return collector.finish(list as object[])
 }
@@ -96,12 +103,13 @@ export class Collector {
   #noMerge: Uint8Array | null = null
   #pieces = 0
   #single = true
+  #hasEmpty = false
 
   /** @param capacity how many requests are expected */
   constructor(capacity: number, read: boolean) {
     this.#read = read
-    this.#offset = new Float64Array(capacity)
-    this.#length = new Float64Array(capacity)
+    this.#offset = float64s(capacity)
+    this.#length = float64s(capacity)
   }
 
   get count(): number {
@@ -109,7 +117,7 @@ export class Collector {
   }
 
   /** Adds a request; throws if it goes past `size`. */
-  add(offset: number, data: Uint8Array | readonly Uint8Array[], at: string, size: number): number {
+  add(offset: number, data: Uint8Array | readonly Uint8Array[], at: number, size: number): number {
     const index = this.#data.length
     let length = 0
     if (data instanceof Uint8Array) {
@@ -121,9 +129,9 @@ export class Collector {
       this.#single = false
     }
     if (length > size - offset) {
-      const prefix = at === '' ? '' : `${at}.`
-      throw outOfRange(`${prefix}offset`, `<= ${size} - ${length} (device size - length of the request)`, offset)
+      throw outOfRange(nameOf(at, 'offset'), `<= ${size} - ${length} (device size - length of the request)`, offset)
     }
+    if (length === 0) this.#hasEmpty = true
     if (index === this.#offset.length) this.#grow()
     this.#offset[index] = offset
     this.#length[index] = length
@@ -133,9 +141,9 @@ export class Collector {
 
   #grow(): void {
     const capacity = Math.max(16, this.#offset.length * 2)
-    this.#offset = copyInto(new Float64Array(capacity), this.#offset)
-    this.#length = copyInto(new Float64Array(capacity), this.#length)
-    if (this.#fua !== null) this.#fua = copyInto(new Uint8Array(capacity), this.#fua)
+    this.#offset = copyInto(float64s(capacity), this.#offset)
+    this.#length = copyInto(float64s(capacity), this.#length)
+    if (this.#fua !== null) this.#fua = copyInto(uint8s(capacity), this.#fua)
   }
 
   /** These three are of the request that was added last. */
@@ -145,12 +153,12 @@ export class Collector {
   }
 
   setFua(): void {
-    this.#fua ??= new Uint8Array(this.#offset.length)
+    this.#fua ??= uint8s(this.#offset.length)
     this.#fua[this.#data.length - 1] = 1
   }
 
   setNoMerge(): void {
-    this.#noMerge ??= new Uint8Array(this.#offset.length)
+    this.#noMerge ??= uint8s(this.#offset.length)
     this.#noMerge[this.#data.length - 1] = 1
   }
 
@@ -161,12 +169,12 @@ export class Collector {
     const pieces = this.#pieces
     const divided: Units = {
       count: 0,
-      offset: new Float64Array(pieces),
-      length: new Float64Array(pieces),
-      fua: this.#fua === null ? null : new Uint8Array(pieces),
+      offset: float64s(pieces),
+      length: float64s(pieces),
+      fua: this.#fua === null ? null : uint8s(pieces),
     }
     const views: Uint8Array[] = []
-    const owner = new Int32Array(pieces)
+    const owner = int32s(pieces)
     for (let i = 0; i < count; i++) {
       const data = this.#data[i]!
       let place = this.#offset[i]!
@@ -191,6 +199,7 @@ export class Collector {
       count: this.#data.length,
       offset: this.#offset,
       length: this.#length,
+      hasEmpty: this.#hasEmpty,
       callbacks: this.#callbacks,
       noMerge: this.#noMerge,
       fua: this.#fua,
@@ -206,50 +215,51 @@ function copyInto<A extends Float64Array | Uint8Array>(to: A, from: A): A {
   return to
 }
 
-/** An offset as a number of bytes. @param at what stands before `.offset` in its name; may be empty */
-export function readOffset(offset: unknown, at: string): number {
-  const name = at === '' ? 'offset' : `${at}.offset`
+/** An offset as a number of bytes. */
+export function readOffset(offset: unknown, index: number): number {
   if (typeof offset === 'number') {
     if (!Number.isSafeInteger(offset) || offset < 0) {
-      throw outOfRange(name, `a whole number >= 0 and <= ${Number.MAX_SAFE_INTEGER}`, offset)
+      throw outOfRange(nameOf(index, 'offset'), `a whole number >= 0 and <= ${Number.MAX_SAFE_INTEGER}`, offset)
     }
     return offset === 0 ? 0 : offset
   }
   if (typeof offset === 'bigint') {
     if (offset < 0n || offset > BigInt(Number.MAX_SAFE_INTEGER)) {
-      throw outOfRange(name, `>= 0 and <= ${Number.MAX_SAFE_INTEGER}`, offset)
+      throw outOfRange(nameOf(index, 'offset'), `>= 0 and <= ${Number.MAX_SAFE_INTEGER}`, offset)
     }
     return Number(offset)
   }
-  throw invalidType(name, ['number', 'bigint'], offset)
+  throw invalidType(nameOf(index, 'offset'), ['number', 'bigint'], offset)
 }
 
 /** Memory as one piece, or as a copy of the array of pieces. */
-export function readData(data: unknown, at: string, property: string): Uint8Array | readonly Uint8Array[] {
-  const name = at === '' ? property : `${at}.${property}`
+export function readData(data: unknown, index: number, property: string): Uint8Array | readonly Uint8Array[] {
   if (data instanceof Uint8Array) {
-    checkAttached(data, name)
+    if (data.length === 0) checkAttached(data, nameOf(index, property))
     return data
   }
-  if (!Array.isArray(data)) throw invalidType(name, ['Buffer', 'Uint8Array', 'an array of these'], data)
+  if (!Array.isArray(data)) {
+    throw invalidType(nameOf(index, property), ['Buffer', 'Uint8Array', 'an array of these'], data)
+  }
   const pieces = [...(data as unknown[])]
   for (let i = 0; i < pieces.length; i++) {
     const piece = pieces[i]
-    if (!(piece instanceof Uint8Array)) throw invalidType(`${name}[${i}]`, ['Buffer', 'Uint8Array'], piece)
-    checkAttached(piece, `${name}[${i}]`)
+    if (!(piece instanceof Uint8Array)) {
+      throw invalidType(`${nameOf(index, property)}[${i}]`, ['Buffer', 'Uint8Array'], piece)
+    }
+    if (piece.length === 0) checkAttached(piece, `${nameOf(index, property)}[${i}]`)
   }
   return pieces as Uint8Array[]
 }
 
-export function readFlag(value: unknown, at: string, property: string): boolean {
+function readFlag(value: unknown, index: number, property: string): boolean {
   if (value === undefined) return false
-  if (typeof value !== 'boolean') throw invalidType(at === '' ? property : `${at}.${property}`, 'boolean', value)
+  if (typeof value !== 'boolean') throw invalidType(nameOf(index, property), 'boolean', value)
   return value
 }
 
 /** A detached view has length 0, like an empty one; only making a view of its buffer tells them apart. */
 function checkAttached(view: Uint8Array, name: string): void {
-  if (view.length > 0) return
   try {
     new Uint8Array(view.buffer, 0, 0)
   } catch {

@@ -9,7 +9,7 @@
 
 import { constants } from 'node:os'
 import type { Engine, Operation } from './engine.ts'
-import { PIECE_MAX, regionOf, type Staging } from './memory.ts'
+import { PIECE_MAX, type Region, regionOf, type Staging } from './memory.ts'
 import { FLAG_DSYNC, OP } from './native.ts'
 import { overBlock } from './planner/submissions.ts'
 import type { Plan } from './planner/units.ts'
@@ -256,6 +256,7 @@ export class Submission implements Operation {
       this.blockEnd !== this.end ||
       (this.read && this.batch.readsOverlap(this))
     this.#loose = false
+    found.length = 0
     for (let s = firstSegment[this.index]!; s < end; s++) {
       if (segmentUnit[s]! < 0) {
         staging = true
@@ -263,6 +264,7 @@ export class Submission implements Operation {
       }
       const view = this.#viewOf(s)
       const region = regionOf(view)
+      found.push(region)
       if (region === undefined) {
         if (view.length < this.#lengthOfUnit(s)) return Filled.lostMemory
         if (isShared(view)) {
@@ -274,24 +276,27 @@ export class Submission implements Operation {
         }
       } else if (direct) {
         const fromBoundary = view.byteOffset + this.#startOf(s) - region.boundary
-        staging ||= fromBoundary % target.memoryAlignment !== 0 || segmentLength[s]! % target.alignment !== 0
+        staging ||=
+          overBlock(fromBoundary, target.memoryAlignment) !== 0 || overBlock(segmentLength[s]!, target.alignment) !== 0
       }
     }
     return staging ? Needs.staging : Needs.nothing
   }
 
+  /** Right after `#inspect`, which has found a region, or none, for each segment. */
   #vectors(engine: Engine): void {
     engine.begin()
     const { firstSegment, segmentLength } = this.plan
+    const first = firstSegment[this.index]!
     const end = firstSegment[this.index + 1]!
     let skip = this.#next - this.offset
-    for (let s = firstSegment[this.index]!; s < end; s++) {
+    for (let s = first; s < end; s++) {
       const length = segmentLength[s]!
       if (skip >= length) {
         skip -= length
         continue
       }
-      engine.vector(this.#viewOf(s), this.#startOf(s) + skip, length - skip)
+      engine.vector(this.#viewOf(s), this.#startOf(s) + skip, length - skip, found[s - first])
       skip = 0
     }
   }
@@ -474,6 +479,9 @@ export class Submission implements Operation {
 }
 
 const NO_BLOCKS: number[] = []
+
+/** Per segment of the submission that was inspected last: where its memory lies. */
+const found: (Region | undefined)[] = []
 
 const Needs = { nothing: 10, staging: 11 } as const
 

@@ -4,6 +4,7 @@
 // is trimmed where requests overlap, so submissions of such a plan may overlap each other: whoever carries it out must
 // start an overlapping one only when those of the earlier requests have ended.
 
+import { float64s, int32s } from './arrays.ts'
 import { sortOrder } from './sort.ts'
 import { Submissions } from './submissions.ts'
 import type { Limits, Plan, Units } from './units.ts'
@@ -37,7 +38,7 @@ export function planSeparately(units: Units, owner: Int32Array | null, limits: L
 
 /** Where the units of each request start, and the number of units at the end. */
 function firstUnits(owner: Int32Array, count: number): Int32Array {
-  const first = new Int32Array(count + 1)
+  const first = int32s(count + 1)
   let requests = 0
   for (let unit = 0; unit < count; unit++) {
     if (unit === 0 || owner[unit] !== owner[unit - 1]) first[requests++] = unit
@@ -47,7 +48,7 @@ function firstUnits(owner: Int32Array, count: number): Int32Array {
 }
 
 function offsetsOf(first: Int32Array, offset: Float64Array): Float64Array {
-  const offsets = new Float64Array(first.length - 1)
+  const offsets = float64s(first.length - 1)
   for (let request = 0; request < offsets.length; request++) offsets[request] = offset[first[request]!]!
   return offsets
 }

@@ -6,6 +6,8 @@
 // comparison a unit and no memory. Offsets are compared, never subtracted: a difference cut to 32 bits is how starts
 // 1 TiB apart once came out in the wrong order and destroyed file systems.
 
+import { float64s, int32s } from './arrays.ts'
+
 /** Runs shorter than this are made longer by insertion: below it, moving entries is cheaper than merging runs. */
 const RUN_LENGTH_MIN = 16
 
@@ -18,9 +20,10 @@ export function sortOrder(offset: Float64Array, count: number): Int32Array | nul
   let sorted = 1
   while (sorted < count && offset[sorted - 1]! <= offset[sorted]!) sorted++
   if (sorted >= count) return null
-  const order = new Int32Array(count)
+  const order = int32s(count)
   for (let i = 0; i < count; i++) order[i] = i
-  const keys = offset.slice(0, count)
+  const keys = float64s(count)
+  for (let i = 0; i < count; i++) keys[i] = offset[i]!
   const runs = findRuns(keys, order, count)
   return runs.length > 2 ? mergeRuns(keys, order, runs) : order
 }
@@ -70,8 +73,8 @@ function insert(keys: Float64Array, order: Int32Array, start: number, at: number
 function mergeRuns(keys: Float64Array, order: Int32Array, runs: number[]): Int32Array {
   let fromKeys = keys
   let fromOrder = order
-  let toKeys: Float64Array = new Float64Array(keys.length)
-  let toOrder: Int32Array = new Int32Array(order.length)
+  let toKeys = float64s(keys.length)
+  let toOrder = int32s(order.length)
   let left = runs
   while (left.length > 2) {
     const merged = [0]

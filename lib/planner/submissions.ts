@@ -6,6 +6,7 @@
 // fits too, no other cut at the same segments makes fewer submissions. Where the device takes whole blocks only, bytes are
 // counted from the start of the first block, and a submission that is full inside of a block goes on to the block's end.
 
+import { float64s, int32s, uint8s } from './arrays.ts'
 import type { Limits, MayFill, Plan } from './units.ts'
 
 /** Arrays for submissions start no larger than this: most batches merge into a few. */
@@ -55,13 +56,13 @@ export class Submissions {
     this.ascending = ascending
     const segments = Math.max(1, segmentsExpected)
     const submissions = Math.min(segments, SUBMISSIONS_AT_FIRST_MAX)
-    this.offsets = new Float64Array(submissions)
-    this.lengths = new Float64Array(submissions)
-    this.fuas = new Uint8Array(submissions)
-    this.firstSegments = new Int32Array(submissions + 1)
-    this.segmentUnits = new Int32Array(segments)
-    this.segmentStarts = new Float64Array(segments)
-    this.segmentLengths = new Float64Array(segments)
+    this.offsets = float64s(submissions)
+    this.lengths = float64s(submissions)
+    this.fuas = uint8s(submissions)
+    this.firstSegments = int32s(submissions + 1)
+    this.segmentUnits = int32s(segments)
+    this.segmentStarts = float64s(segments)
+    this.segmentLengths = float64s(segments)
   }
 
   /** Takes the next segment: `length` bytes for `offset`, from byte `from` of `unit` on. */
@@ -199,17 +200,17 @@ export class Submissions {
 
   private growSubmissions(): void {
     const size = this.offsets.length * GROWTH
-    this.offsets = copyInto(new Float64Array(size), this.offsets)
-    this.lengths = copyInto(new Float64Array(size), this.lengths)
-    this.fuas = copyInto(new Uint8Array(size), this.fuas)
-    this.firstSegments = copyInto(new Int32Array(size + 1), this.firstSegments)
+    this.offsets = copyInto(float64s(size), this.offsets)
+    this.lengths = copyInto(float64s(size), this.lengths)
+    this.fuas = copyInto(uint8s(size), this.fuas)
+    this.firstSegments = copyInto(int32s(size + 1), this.firstSegments)
   }
 
   private growSegments(): void {
     const size = this.segmentUnits.length * GROWTH
-    this.segmentUnits = copyInto(new Int32Array(size), this.segmentUnits)
-    this.segmentStarts = copyInto(new Float64Array(size), this.segmentStarts)
-    this.segmentLengths = copyInto(new Float64Array(size), this.segmentLengths)
+    this.segmentUnits = copyInto(int32s(size), this.segmentUnits)
+    this.segmentStarts = copyInto(float64s(size), this.segmentStarts)
+    this.segmentLengths = copyInto(float64s(size), this.segmentLengths)
   }
 }
 
