@@ -10,7 +10,7 @@ import { BlockError } from './errors.ts'
 import { invalidType, outOfRange } from './errors-argument.ts'
 import type { DeviceLimits } from './limits.ts'
 import { ALLOC_MAX, alignedBuffer, PAGE_SIZE } from './memory.ts'
-import { addon, type Geometry, isFailure } from './native.ts'
+import { blocking, type Geometry, isFailure } from './native.ts'
 import {
   type BatchOptions,
   type CheckedOptions,
@@ -293,7 +293,7 @@ export class BlockDevice {
     // `close` waits for it as for any operation: the descriptor must not go away underneath.
     const ticket = this.#dispatch.durability.issue()
     try {
-      const geometry = await addon().geometry(this.#file)
+      const geometry = await blocking.geometry(this.#file)
       if (isFailure(geometry)) throw new BlockError(geometry.errno, { syscall: geometry.syscall, path: this.path })
       this.#blocks.size = geometry.size
       if (this.#truncations === 0) this.#size = geometry.size
@@ -343,7 +343,7 @@ export class BlockDevice {
     this.#releaseEngine()
     for (const file of [this.#tailFile, this.#file]) {
       if (file < 0) continue
-      const { errno, syscall } = await addon().close(file)
+      const { errno, syscall } = await blocking.close(file)
       if (errno !== 0) failure ??= new BlockError(errno, { syscall, path: this.path })
     }
     if (failure !== null) throw failure

@@ -71,6 +71,9 @@ export interface OpenFile extends Geometry {
   descriptor: number
 }
 
+/** Called with a result; with nothing where there was no memory for one. */
+type Done<T> = (result: T | undefined) => void
+
 export interface Addon {
   layout: { version: number; requestStride: number; vectorStride: number; resultStride: number; maxVectors: number }
   attach(
@@ -81,10 +84,10 @@ export interface Addon {
     version: number,
   ): void
   startEngine(kind: number): Failure | undefined
-  open(path: string, flags: number, kind: number): Promise<OpenFile | Failure>
-  geometry(file: number): Promise<Geometry | Failure>
-  changeRange(file: number, op: number, offset: number, length: number): Promise<Failure>
-  close(file: number): Promise<Failure>
+  open(path: string, flags: number, kind: number, done: Done<OpenFile | Failure>): void
+  geometry(file: number, done: Done<Geometry | Failure>): void
+  changeRange(file: number, op: number, offset: number, length: number, done: Done<Failure>): void
+  close(file: number, done: Done<Failure>): void
   addRegion(view: Uint8Array): number
   removeRegion(id: number): void
   address(view: Uint8Array): number
@@ -131,6 +134,25 @@ function load(): Addon {
     throw new Error(`multiwrite: ${path} was built for another version; rebuild it with: npm run build:native`)
   }
   return native
+}
+
+/** What blocks: run by the addon on another thread. */
+export const blocking = {
+  open: (path: string, flags: number, kind: number): Promise<OpenFile | Failure> =>
+    promised((done) => addon().open(path, flags, kind, done)),
+  geometry: (file: number): Promise<Geometry | Failure> => promised((done) => addon().geometry(file, done)),
+  changeRange: (file: number, op: number, offset: number, length: number): Promise<Failure> =>
+    promised((done) => addon().changeRange(file, op, offset, length, done)),
+  close: (file: number): Promise<Failure> => promised((done) => addon().close(file, done)),
+} as const
+
+function promised<T>(start: (done: Done<T>) => void): Promise<T> {
+  return new Promise((resolve, reject) => {
+    start((result) => {
+      if (result === undefined) reject(new Error('multiwrite: the addon had no memory for a result'))
+      else resolve(result)
+    })
+  })
 }
 
 export function isFailure(value: object): value is Failure {

@@ -12,7 +12,7 @@ import { BlockError } from './errors.ts'
 import { outOfRange } from './errors-argument.ts'
 import { deviceMajor, deviceMinor, holdersOf } from './holders.ts'
 import { readLimits } from './limits.ts'
-import { addon, ENGINE_KIND, isFailure, type OpenFile } from './native.ts'
+import { blocking, ENGINE_KIND, isFailure, type OpenFile } from './native.ts'
 import {
   type CheckedOptions,
   type CreateOptions,
@@ -113,8 +113,8 @@ async function openChecked(path: string, options: CheckedOptions): Promise<Block
   try {
     return new BlockDevice(threadEngine(), { ...opened, limits: await readLimits(opened.geometry, opened.direct) })
   } catch (error) {
-    await addon().close(opened.file)
-    if (opened.tailFile >= 0) await addon().close(opened.tailFile)
+    await blocking.close(opened.file)
+    if (opened.tailFile >= 0) await blocking.close(opened.tailFile)
     throw error
   }
 }
@@ -135,7 +135,7 @@ async function openAs(
       // The same file, even if its name has come to mean another one.
       tailFile = (await openNative(`/proc/self/fd/${geometry.descriptor}`, flags, engine.name)).file
     } catch (error) {
-      await addon().close(geometry.file)
+      await blocking.close(geometry.file)
       throw error
     }
   }
@@ -146,7 +146,7 @@ async function openAs(
 async function openNative(path: string, flags: number, engine: EngineName): Promise<OpenFile> {
   const deadline = performance.now() + BUSY_RETRY_MS
   for (;;) {
-    const opened = await addon().open(path, flags, ENGINE_KIND[engine])
+    const opened = await blocking.open(path, flags, ENGINE_KIND[engine])
     if (!isFailure(opened)) return opened
     const { errno, syscall } = opened
     if (errno === EINVAL && (flags & O_DIRECT) !== 0) {

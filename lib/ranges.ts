@@ -7,7 +7,7 @@ import type { Blocks } from './blocks.ts'
 import type { Dispatch } from './dispatch.ts'
 import { BlockError } from './errors.ts'
 import { alignedBuffer, PAGE_SIZE } from './memory.ts'
-import { addon, RANGE_OP } from './native.ts'
+import { blocking, RANGE_OP } from './native.ts'
 import { Collector, NO_INDEX, type Work } from './requests.ts'
 import type { Counters } from './stats.ts'
 
@@ -97,7 +97,7 @@ export class Ranges {
 
   async #change(op: number, offset: number, length: number): Promise<BlockError | null> {
     const { file, path, engine } = this.#context
-    const { errno, syscall } = await addon().changeRange(file, op, offset, length)
+    const { errno, syscall } = await blocking.changeRange(file, op, offset, length)
     if (errno === 0) return null
     // "Not a typewriter": a device that has no such call.
     return new BlockError(errno === ENOTTY ? EOPNOTSUPP : errno, { syscall, path, engine, offset, length })

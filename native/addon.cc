@@ -78,50 +78,45 @@ class Addon final : public Napi::Addon<Addon> {
     return failure;
   }
 
-  // open(path, flags, engine) -> promise of geometry with `file`, or of { errno, syscall }
-  Napi::Value Open(const Napi::CallbackInfo& info) {
+  // open(path, flags, engine, done): calls done with geometry and `file`, or { errno, syscall }
+  void Open(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     int32_t kind = Int(info, 2);
     if (kind < 0 || kind >= static_cast<int32_t>(kEngineKinds)) {
       Throw(env, "open: no such engine");
-      return env.Undefined();
+      return;
     }
     size_t length = 0;
     if (napi_get_value_string_utf8(env, info[0], nullptr, 0, &length) != napi_ok) {
       Throw(env, "open: no path");
-      return env.Undefined();
+      return;
     }
     char* path = static_cast<char*>(malloc(length + 1));
     if (!path || napi_get_value_string_utf8(env, info[0], path, length + 1, &length) != napi_ok) {
       free(path);
       Throw(env, "open: no memory for the path");
-      return env.Undefined();
+      return;
     }
-    return Promise(env, NewOpenJob(env_.get(), path, Int(info, 1), static_cast<uint32_t>(kind)));
+    StartJob(env, NewOpenJob(env_.get(), path, Int(info, 1), static_cast<uint32_t>(kind)), info[3]);
   }
 
-  // geometry(file) -> promise of geometry, or of { errno, syscall }
-  Napi::Value ReadFileGeometry(const Napi::CallbackInfo& info) {
-    return Promise(info.Env(), NewGeometryJob(env_->Descriptor(Int(info, 0))));
+  // geometry(file, done): calls done with the geometry, or with { errno, syscall }
+  void ReadFileGeometry(const Napi::CallbackInfo& info) {
+    StartJob(info.Env(), NewGeometryJob(env_->Descriptor(Int(info, 0))), info[1]);
   }
 
-  // changeRange(file, op, offset, length) -> promise of { errno, syscall }
-  Napi::Value ChangeFileRange(const Napi::CallbackInfo& info) {
+  // changeRange(file, op, offset, length, done): calls done with { errno, syscall }
+  void ChangeFileRange(const Napi::CallbackInfo& info) {
     uint64_t offset = static_cast<uint64_t>(info[2].As<Napi::Number>().Int64Value());
     uint64_t length = static_cast<uint64_t>(info[3].As<Napi::Number>().Int64Value());
     RangeOp op = static_cast<RangeOp>(Int(info, 1));
-    return Promise(info.Env(), NewRangeJob(env_->Descriptor(Int(info, 0)), op, offset, length));
+    StartJob(info.Env(), NewRangeJob(env_->Descriptor(Int(info, 0)), op, offset, length), info[4]);
   }
 
-  // close(file) -> promise of { errno, syscall }; the id is free at once. Nothing may be in flight
-  // on it.
-  Napi::Value Close(const Napi::CallbackInfo& info) {
-    return Promise(info.Env(), NewCloseJob(env_->TakeFile(Int(info, 0))));
-  }
-
-  Napi::Value Promise(Napi::Env env, Job* job) {
-    napi_value promise = StartJob(env, job);
-    return promise ? Napi::Value(env, promise) : env.Undefined();
+  // close(file, done): calls done with { errno, syscall }; the id is free at once. Nothing may be
+  // in flight on it.
+  void Close(const Napi::CallbackInfo& info) {
+    StartJob(info.Env(), NewCloseJob(env_->TakeFile(Int(info, 0))), info[1]);
   }
 
   // addRegion(view) -> id. The view must lie on a SharedArrayBuffer, and be referenced until

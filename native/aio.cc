@@ -81,8 +81,12 @@ int Aio::CheckWithSync() {
   control.event_fd = static_cast<uint32_t>(event_fd_);
   AioControl* list = &control;
   int error = 0;
-  if (syscall(SYS_io_submit, context_, 1L, &list) != 1) {
-    error = errno;
+  long submitted;
+  do {
+    submitted = syscall(SYS_io_submit, context_, 1L, &list);
+  } while (submitted < 0 && errno == EINTR);
+  if (submitted != 1) {
+    error = submitted < 0 ? errno : EAGAIN;
   } else {
     AioEvent event;
     long reaped;

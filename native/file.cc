@@ -188,7 +188,7 @@ class RangeJob final : public Job {
 struct Running {
   std::unique_ptr<Job> job;
   napi_async_work work = nullptr;
-  napi_deferred deferred = nullptr;
+  napi_ref done = nullptr;
 };
 
 void ExecuteJob(napi_env, void* data) { static_cast<Running*>(data)->job->Execute(); }
@@ -196,13 +196,18 @@ void ExecuteJob(napi_env, void* data) { static_cast<Running*>(data)->job->Execut
 void FinishJob(napi_env env, napi_status status, void* data) {
   std::unique_ptr<Running> running(static_cast<Running*>(data));
   napi_delete_async_work(env, running->work);
+  napi_value done = nullptr;
+  napi_get_reference_value(env, running->done, &done);
+  napi_delete_reference(env, running->done);
   if (status != napi_ok) return;  // the environment is going away; the job's destructor tidies up
   napi_value result = running->job->Result(env);
-  if (result) {
-    napi_resolve_deferred(env, running->deferred, result);
-  } else if (napi_get_undefined(env, &result) == napi_ok) {
-    napi_reject_deferred(env, running->deferred, result);
+  napi_value receiver;
+  if ((!result && napi_get_undefined(env, &result) != napi_ok) ||
+      napi_get_undefined(env, &receiver) != napi_ok) {
+    return;
   }
+  // A worker that is being terminated runs no JavaScript any more: then there is nobody to tell.
+  napi_call_function(env, receiver, done, 1, &result, nullptr);
 }
 
 }  // namespace
@@ -263,25 +268,23 @@ int ChangeRange(int fd, RangeOp op, uint64_t offset, uint64_t length, const char
   return fallocate(fd, mode | FALLOC_FL_KEEP_SIZE, start, bytes) == 0 ? 0 : errno;
 }
 
-napi_value StartJob(napi_env env, Job* job) {
+void StartJob(napi_env env, Job* job, napi_value done) {
   std::unique_ptr<Job> owned(job);  // first, so that it goes even where there is no room for more
   std::unique_ptr<Running> running(new (std::nothrow) Running{std::move(owned)});
-  napi_value name, promise;
-  if (!running || !job ||
-      napi_create_string_utf8(env, "multiwrite", NAPI_AUTO_LENGTH, &name) != napi_ok ||
-      napi_create_promise(env, &running->deferred, &promise) != napi_ok ||
-      napi_create_async_work(env, nullptr, name, ExecuteJob, FinishJob, running.get(),
-                             &running->work) != napi_ok) {
-    napi_throw_error(env, nullptr, "multiwrite: a blocking call could not be started");
-    return nullptr;
+  napi_value name;
+  bool started = running && job &&
+                 napi_create_string_utf8(env, "multiwrite", NAPI_AUTO_LENGTH, &name) == napi_ok &&
+                 napi_create_reference(env, done, 1, &running->done) == napi_ok &&
+                 napi_create_async_work(env, nullptr, name, ExecuteJob, FinishJob, running.get(),
+                                        &running->work) == napi_ok &&
+                 napi_queue_async_work(env, running->work) == napi_ok;
+  if (started) {
+    running.release();
+    return;
   }
-  if (napi_queue_async_work(env, running->work) != napi_ok) {
-    napi_delete_async_work(env, running->work);
-    napi_throw_error(env, nullptr, "multiwrite: a blocking call could not be started");
-    return nullptr;
-  }
-  running.release();
-  return promise;
+  if (running && running->work) napi_delete_async_work(env, running->work);
+  if (running && running->done) napi_delete_reference(env, running->done);
+  napi_throw_error(env, nullptr, "multiwrite: a blocking call could not be started");
 }
 
 Job* NewOpenJob(Env* owner, char* path, int32_t flags, uint32_t engine) {

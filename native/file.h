@@ -48,9 +48,10 @@ enum class RangeOp : uint32_t {
 // 0, or the errno of the call named in `syscall`.
 int ChangeRange(int fd, RangeOp op, uint64_t offset, uint64_t length, const char** syscall);
 
-// Starts the job, takes ownership of it and returns the promise of its result; null with a pending
-// exception on failure.
-napi_value StartJob(napi_env env, Job* job);
+// Starts the job and takes ownership of it; `done` is called with its result, or with undefined for
+// want of memory for one. Leaves an exception pending on failure. A function and no promise: the
+// handle of a promise that is never settled, since its worker was terminated, can't be freed.
+void StartJob(napi_env env, Job* job, napi_value done);
 
 class Env;
 
