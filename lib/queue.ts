@@ -28,7 +28,10 @@ const { EAGAIN, EINTR, ENODEV, ENXIO } = constants.errno
 /** Not in os.constants. */
 const ENOMEDIUM = 123
 
-/** Milliseconds until something is tried again that the kernel had no memory for, with nothing in flight to wait for. */
+/**
+ * Milliseconds until something is tried again that the kernel had no room for. What is in flight may make room sooner, but with
+ * each of its completions as a reason to try there would be nothing but trying.
+ */
 const RETRY_DELAY_MS = 1
 
 export class Queue implements Lane {
@@ -42,6 +45,9 @@ export class Queue implements Lane {
   #waiting: Submission[] = []
   #head = 0
   #front: Submission[] = []
+  /** What the kernel had no room for, until the timer runs out; what comes meanwhile may pass it. */
+  #later: Submission[] = []
+  #laterFlushes: ((result: number) => void)[] = []
   #flushes: ((result: number) => void)[] = []
   /** Flushes that have ended. */
   #flushed: (() => void)[] = []
@@ -52,7 +58,7 @@ export class Queue implements Lane {
    * other alive, with all that was in them, until the next full collection. */
   #toTell: SubmissionOwner[] = []
   #collecting = false
-  #delayed = false
+  #retrying = false
   #settlingSoon = false
   readonly #pump = (): void => this.pump()
   readonly #send = (): void => this.#sendMore()
@@ -133,8 +139,8 @@ export class Queue implements Lane {
       settle: (result) => {
         if (result === -EINTR || result === -EAGAIN) {
           this.#counters.resubmitted++
-          this.#flushes.push(done)
-          this.#delayed ||= result === -EAGAIN
+          if (result === -EINTR) this.#flushes.push(done)
+          else this.#laterFlushes.push(done)
           this.#collect()
           return
         }
@@ -152,8 +158,8 @@ export class Queue implements Lane {
       this.#ended.push(submission)
     } else {
       if (outcome !== Outcome.next) this.#counters.resubmitted++
-      if (result === -EAGAIN) this.#delayed = true
-      this.#front.push(submission)
+      if (result === -EAGAIN) this.#later.push(submission)
+      else this.#front.push(submission)
     }
     this.#collect()
   }
@@ -210,13 +216,20 @@ export class Queue implements Lane {
     this.#ended = []
     for (const submission of ended) this.#conclude(submission)
     for (const done of this.#flushed.splice(0)) done()
-    if (this.#delayed && this.#inFlight.length === 0) {
-      this.#delayed = false
-      setTimeout(this.#pump, RETRY_DELAY_MS)
-    } else {
-      this.#delayed = false
-      this.pump()
+    if (!this.#retrying && this.#later.length + this.#laterFlushes.length > 0) {
+      this.#retrying = true
+      setTimeout(() => this.#retry(), RETRY_DELAY_MS)
     }
+    this.pump()
+  }
+
+  #retry(): void {
+    this.#retrying = false
+    this.#front = this.#later.concat(this.#front)
+    this.#flushes = this.#flushes.concat(this.#laterFlushes)
+    this.#later = []
+    this.#laterFlushes = []
+    this.pump()
   }
 
   #conclude(submission: Submission): void {
