@@ -34,7 +34,7 @@ export interface BatchContext {
   /** What holds now: where the tail of a file begins can change. */
   readonly limits: (read: boolean) => Limits
   readonly counters: Counters
-  /** Called when a write with FUA fails. */
+  /** Called when a write with FUA through the page cache fails. */
   readonly fuaFailed: (error: BlockError) => void
 }
 
@@ -226,7 +226,7 @@ export class Batch implements SubmissionOwner {
     this.fail(owner, this.#errorOf(owner, errno))
   }
 
-  /** Notes that a write with FUA has failed, whatever becomes of its requests. */
+  /** Notes that a write with FUA through the page cache has failed, whatever becomes of its requests. */
   fuaFailed(submission: Submission): void {
     this.#context.fuaFailed(this.#errorOf(submission.members[submission.membersFrom]!, submission.errno))
   }

@@ -10,7 +10,7 @@ import { BlockError } from './errors.ts'
 import { invalidType, outOfRange } from './errors-argument.ts'
 import type { DeviceLimits } from './limits.ts'
 import { ALLOC_MAX, alignedBuffer, PAGE_SIZE } from './memory.ts'
-import { blocking, type Geometry, isFailure } from './native.ts'
+import { blocking, type Failure, type Geometry, isFailure } from './native.ts'
 import {
   type BatchOptions,
   type CheckedOptions,
@@ -67,6 +67,8 @@ export class BlockDevice {
   /** The size that all accepted truncations leave; `#blocks.size` is that which the target has now. */
   #size: number
   #truncations = 0
+  /** How many have ended well. */
+  #truncated = 0
   readonly #file: number
   readonly #tailFile: number
   readonly #blockDevice: boolean
@@ -281,8 +283,10 @@ export class BlockDevice {
     this.#truncations++
     return this.#ranges.truncate(Math.min(before, this.#blocks.size), bytes, async (error) => {
       this.#truncations--
-      if (error === null) this.#blocks.size = bytes
-      else if (this.#truncations === 0) this.#size = this.#blocks.size
+      if (error === null) {
+        this.#truncated++
+        this.#blocks.size = bytes
+      } else if (this.#truncations === 0) this.#size = this.#blocks.size
     })
   }
 
@@ -293,8 +297,14 @@ export class BlockDevice {
     // `close` waits for it as for any operation: the descriptor must not go away underneath.
     const ticket = this.#dispatch.durability.issue()
     try {
-      const geometry = await blocking.geometry(this.#file)
-      if (isFailure(geometry)) throw new BlockError(geometry.errno, { syscall: geometry.syscall, path: this.path })
+      let geometry: Geometry | Failure
+      let truncated: number
+      do {
+        // What was read beside a truncation may be of before it, and be heard of after it.
+        truncated = this.#truncated
+        geometry = await blocking.geometry(this.#file)
+        if (isFailure(geometry)) throw new BlockError(geometry.errno, { syscall: geometry.syscall, path: this.path })
+      } while (truncated !== this.#truncated)
       this.#blocks.size = geometry.size
       if (this.#truncations === 0) this.#size = geometry.size
     } finally {

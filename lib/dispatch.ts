@@ -65,10 +65,7 @@ export class Dispatch {
         return direct
       },
       counters,
-      fuaFailed: (error) => {
-        // The page cache reports a lost page to whoever syncs first, and then forgets it.
-        if (!target.direct) this.durability.latch(error)
-      },
+      fuaFailed: (error) => this.durability.latch(error),
     }
     // Rewriting blocks needs the order of calls in any case.
     const ordered = options.ordered || blocks.alignment > 1

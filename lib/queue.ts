@@ -234,7 +234,9 @@ export class Queue implements Lane {
 
   #conclude(submission: Submission): void {
     const { parent } = submission
-    if (submission.errno !== 0 && submission.fua) submission.batch.fuaFailed(submission)
+    // The page cache reports a lost page to whoever syncs first, and then forgets it.
+    const cached = !this.#target.direct || submission.alone
+    if (submission.errno !== 0 && submission.fua && cached) submission.batch.fuaFailed(submission)
     if (parent !== null) {
       parent.childEnded(submission)
       this.#runSingles(parent)
