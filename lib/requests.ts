@@ -2,7 +2,7 @@
 // comes out is flat: ranges in typed arrays and the pieces of memory as units of the planner. An error names the argument as
 // the caller would write it, such as `requests[1].offset`, and leaves nothing behind.
 
-import type { BlockError } from './errors.ts'
+import type { AbortError, BlockError } from './errors.ts'
 import { invalidType, invalidValue, outOfRange } from './errors-argument.ts'
 import { float64s, int32s, uint8s } from './planner/arrays.ts'
 import type { Units } from './planner/units.ts'
@@ -21,7 +21,7 @@ export interface WriteRequest {
   /** Goes out as a submission of its own. */
   readonly noMerge?: boolean | undefined
   /** Called once, when the request is done or has failed; a request with a callback owns its error. */
-  callback?(error: BlockError | Error | null, request: this): void
+  callback?(error: BlockError | AbortError | null, request: this): void
 }
 
 /** A read. It may carry more properties; the callback gets the same object. */
@@ -31,7 +31,7 @@ export interface ReadRequest {
   /** Memory to fill, wholly. Nothing else may use it until the request is answered. */
   readonly into: Data
   /** Called once, when the memory is filled or the request has failed; a request with a callback owns its error. */
-  callback?(error: BlockError | Error | null, request: this): void
+  callback?(error: BlockError | AbortError | null, request: this): void
 }
 
 /** Asks to hear of a request. */
