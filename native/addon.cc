@@ -16,21 +16,23 @@ namespace {
 class Addon final : public Napi::Addon<Addon> {
  public:
   Addon(Napi::Env env, Napi::Object exports) : env_(new Env(env)) {
+    // Methods as template arguments: the other form allocates for each, and loses that when a
+    // worker is terminated while it loads the addon.
     DefineAddon(exports, {
-                             InstanceMethod("attach", &Addon::Attach),
-                             InstanceMethod("startEngine", &Addon::StartEngine),
-                             InstanceMethod("open", &Addon::Open),
-                             InstanceMethod("geometry", &Addon::ReadFileGeometry),
-                             InstanceMethod("changeRange", &Addon::ChangeFileRange),
-                             InstanceMethod("close", &Addon::Close),
-                             InstanceMethod("addRegion", &Addon::AddRegion),
-                             InstanceMethod("removeRegion", &Addon::RemoveRegion),
-                             InstanceMethod("address", &Addon::Address),
-                             InstanceMethod("adjustExternalMemory", &Addon::AdjustExternalMemory),
-                             InstanceMethod("setBusyPoll", &Addon::SetBusyPoll),
-                             InstanceMethod("submit", &Addon::Submit),
+                             InstanceMethod<&Addon::Attach>("attach"),
+                             InstanceMethod<&Addon::StartEngine>("startEngine"),
+                             InstanceMethod<&Addon::Open>("open"),
+                             InstanceMethod<&Addon::ReadFileGeometry>("geometry"),
+                             InstanceMethod<&Addon::ChangeFileRange>("changeRange"),
+                             InstanceMethod<&Addon::Close>("close"),
+                             InstanceMethod<&Addon::AddRegion>("addRegion"),
+                             InstanceMethod<&Addon::RemoveRegion>("removeRegion"),
+                             InstanceMethod<&Addon::Address>("address"),
+                             InstanceMethod<&Addon::AdjustExternalMemory>("adjustExternalMemory"),
+                             InstanceMethod<&Addon::SetBusyPoll>("setBusyPoll"),
+                             InstanceMethod<&Addon::Submit>("submit"),
 #ifdef MULTIWRITE_FAULTS
-                             InstanceMethod("setFaults", &Addon::SetFaults),
+                             InstanceMethod<&Addon::SetFaults>("setFaults"),
 #endif
                              InstanceValue("layout", Layout(env)),
                          });
