@@ -37,7 +37,7 @@ const SIZE = 192 << 10
 everywhere([bufferedFile, directFile, tmpfsFile, loop512, loop4096, loopOnFile], (target, engine) => {
   test('random histories', { timeout }, async () => {
     await withTarget(target, SIZE, async (made) => {
-      for (const seed of seeds(25, 2500)) {
+      for (const seed of seeds(25, 300)) {
         made.reset()
         let size = SIZE
         if (!target.block) {
@@ -57,7 +57,7 @@ everywhere([bufferedFile, directFile, tmpfsFile, loop512, loop4096, loopOnFile],
 everywhere([{ ...tmpfsFile, name: 'direct tmpfs file', direct: true }], (target, engine) => {
   test('random histories', { timeout }, async () => {
     await withTarget(target, SIZE, async (made) => {
-      for (const seed of seeds(10, 1000)) {
+      for (const seed of seeds(10, 150)) {
         made.reset()
         const size = SIZE - (seed % 2) * 777
         fs.truncateSync(made.path, size)
@@ -95,7 +95,7 @@ describe('where the kernel answers late, short or in another order', () => {
       { timeout },
       async (errors) => {
         await withTarget(target, SIZE, async (made) => {
-          for (const seed of seeds(12, 1000)) {
+          for (const seed of seeds(12, 150)) {
             made.reset()
             // A file of whole blocks keeps out of the page cache.
             const how = { block: target.block, mayFail: errors, fixedSize: errors || target.block }
@@ -122,7 +122,7 @@ describe.each([512, 4096] as const)(
 
     test.skipIf(noBadDisk !== '').each(engineNames)('%s: random histories', { timeout }, async (engine) => {
       const bad = { writes: new Set(writes), reads: new Set(reads) }
-      for (const seed of seeds(12, 600)) {
+      for (const seed of seeds(12, 100)) {
         device.fill()
         const content = Buffer.alloc(device.size, background)
         await runHistory({ ...device, seed, options: { engine }, content, block: true, bad })
