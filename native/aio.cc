@@ -150,9 +150,12 @@ void Aio::Submit(CompletionSink* sink) {
   while (waiting_first_ && sent_ < capacity_) {
     AioControl* list[kSubmitMax];
     uint32_t count = 0;
+    const Slot* before = nullptr;
     for (Slot* slot = waiting_first_; slot && count < kSubmitMax && sent_ + count < capacity_;
          slot = slot->next) {
+      if (count >= kSubmitAtOnce && !GoesOn(*before, *slot)) break;
       list[count++] = &controls_[slot - slots_];
+      before = slot;
     }
     long taken = syscall(SYS_io_submit, context_, static_cast<long>(count), list);
     int error = taken > 0 ? 0 : taken == 0 ? EAGAIN : errno;

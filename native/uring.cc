@@ -228,12 +228,23 @@ void Uring::Queue(Slot* slot) {
   waiting_last_ = slot;
 }
 
-// Enters the kernel with everything in the ring; counts what it took. Returns an errno, 0 for
+// How many of the entries in the ring go with the next call.
+uint32_t Uring::NextCall() const {
+  uint32_t unsent = Unsent();
+  uint32_t count = kSubmitAtOnce;
+  while (count < unsent && GoesOn(UnsentSlot(count - 1), UnsentSlot(count))) count++;
+  return count < unsent ? count : unsent;
+}
+
+const Slot& Uring::UnsentSlot(uint32_t index) const {
+  return slots_[sqes_[(*sq_tail_ - Unsent() + index) & sq_mask_].user_data];
+}
+
+// Enters the kernel with the next entries in the ring; counts what it took. Returns an errno, 0 for
 // success.
 int Uring::Enter(uint32_t min_complete, uint32_t flags) {
   for (;;) {
-    uint32_t unsent = Unsent();
-    long taken = syscall(kSysEnter, fd_, unsent, min_complete, flags, nullptr, 0);
+    long taken = syscall(kSysEnter, fd_, NextCall(), min_complete, flags, nullptr, 0);
     if (taken >= 0) {
       sent_ += static_cast<uint32_t>(taken);
       return 0;

@@ -36,6 +36,8 @@ class Uring final : public Engine {
   int CheckWithNop();
   bool Prepare(Slot* slot);
   uint32_t Unsent() const;
+  const Slot& UnsentSlot(uint32_t index) const;
+  uint32_t NextCall() const;
   int Enter(uint32_t min_complete, uint32_t flags);
   uint32_t ReapAvailable(CompletionSink* sink);
   void RefuseAll(CompletionSink* sink, int error);
