@@ -83,12 +83,22 @@ export class Engine {
     }
   }
 
-  /** The same for registered memory, or for a view passed along (negative). */
+  /** The same for registered memory, or for a view passed along (negative). What goes on where the last vector ends joins it. */
   vectorIn(region: number, start: number, length: number): void {
-    const at = this.#vectorCount++ * VECTOR.stride
-    this.#vectors[at + VECTOR.region] = region
-    this.#vectors[at + VECTOR.start] = start
-    this.#vectors[at + VECTOR.length] = length
+    const vectors = this.#vectors
+    const at = this.#vectorCount * VECTOR.stride
+    if (this.#vectorCount > this.#vectorMark && vectors[at - VECTOR.stride + VECTOR.region] === region) {
+      const before = at - VECTOR.stride
+      if (vectors[before + VECTOR.start]! + vectors[before + VECTOR.length]! === start) {
+        // The kernel looks up the pages of each vector anew: one long vector costs it a fraction of many short ones.
+        vectors[before + VECTOR.length]! += length
+        return
+      }
+    }
+    this.#vectorCount++
+    vectors[at + VECTOR.region] = region
+    vectors[at + VECTOR.start] = start
+    vectors[at + VECTOR.length] = length
   }
 
   /** Adds the operation whose vectors were given since `begin`. There must be a free slot. */

@@ -21,6 +21,10 @@ int64_t WholeBelow(double value, double limit) {
 
 constexpr double kTwoTo53 = 9007199254740992.0;
 
+// So many times in a row completions are polled for before timers and other descriptors have their
+// turn.
+constexpr uint32_t kBusyPollTurns = 32;
+
 }  // namespace
 
 Env::Env(napi_env env) : env_(env) {
@@ -290,37 +294,66 @@ void Env::SetBusyPoll(uint32_t microseconds) {
   uv_loop_s* loop = nullptr;
   if (microseconds == 0 || prepare_ || closing_ || napi_get_uv_event_loop(env_, &loop) != napi_ok)
     return;
-  prepare_ = static_cast<uv_prepare_t*>(calloc(1, uv_handle_size(kUvPrepare)));
-  if (!prepare_) return;  // latency is not what is wanted, the rest is
-  uv_prepare_init(loop, prepare_);
-  uv_handle_t* handle = reinterpret_cast<uv_handle_t*>(prepare_);
+  uv_prepare_t* prepare = static_cast<uv_prepare_t*>(calloc(1, uv_handle_size(kUvPrepare)));
+  uv_idle_t* idle = static_cast<uv_idle_t*>(calloc(1, uv_handle_size(kUvIdle)));
+  if (!prepare || !idle) {
+    // Polling is a favour, not a promise.
+    free(prepare);
+    free(idle);
+    return;
+  }
+  uv_prepare_init(loop, prepare);
+  uv_idle_init(loop, idle);
+  uv_handle_t* handle = reinterpret_cast<uv_handle_t*>(prepare);
   uv_handle_set_data(handle, this);
-  uv_prepare_start(prepare_, OnPrepare);
+  uv_prepare_start(prepare, OnPrepare);
   uv_unref(handle);
+  uv_handle_set_data(reinterpret_cast<uv_handle_t*>(idle), this);
+  uv_unref(reinterpret_cast<uv_handle_t*>(idle));
+  prepare_ = prepare;
+  idle_ = idle;
 }
+
+void Env::OnIdle(uv_idle_t*) {}
 
 void Env::OnPrepare(uv_prepare_t* prepare) {
   static_cast<Env*>(uv_handle_get_data(reinterpret_cast<uv_handle_t*>(prepare)))->BusyPoll();
 }
 
-// Runs just before the loop would sleep. What is found is delivered from here: the sleep that
-// follows is cut short by what the callbacks have submitted, or is a real one.
+// Runs just before the loop would sleep. While completions keep coming in time they are delivered
+// from here, and the loop is kept from sleeping by an idle handle; once none came for as long as
+// was asked for, it sleeps.
 void Env::BusyPoll() {
-  if (busy_poll_us_ == 0 || closing_) return;
-  bool waiting = false;
-  for (EnginePort& port : ports_) waiting = waiting || port.in_flight > 0;
-  if (!waiting) return;
+  bool found = false;
+  for (uint32_t turn = 0; busy_poll_us_ > 0 && turn < kBusyPollTurns && PollOnce(); turn++) {
+    found = true;
+  }
+  if (closing_) return;
+  if (found) {
+    uv_idle_start(idle_, OnIdle);
+  } else {
+    uv_idle_stop(idle_);
+  }
+}
+
+// Looks for completions for as long as was asked for, and delivers what it finds first.
+bool Env::PollOnce() {
   timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  int64_t end = now.tv_sec * 1000000000LL + now.tv_nsec + busy_poll_us_ * 1000LL;
-  do {
+  int64_t end = 0;
+  for (;;) {
+    bool waiting = false;
     for (EnginePort& port : ports_) {
-      if (port.in_flight == 0 || !port.engine->Ready()) continue;
+      if (port.in_flight == 0) continue;
+      waiting = true;
+      if (!port.engine->Ready()) continue;
       Deliver(&port);
-      return;
+      return true;
     }
     clock_gettime(CLOCK_MONOTONIC, &now);
-  } while (now.tv_sec * 1000000000LL + now.tv_nsec < end);
+    int64_t now_ns = now.tv_sec * 1000000000LL + now.tv_nsec;
+    if (end == 0) end = now_ns + busy_poll_us_ * 1000LL;
+    if (!waiting || now_ns >= end) return false;
+  }
 }
 
 void Env::OnReadable(uv_poll_t* poll, int, int) {
@@ -384,10 +417,13 @@ void Env::Teardown() {
     if (file) close(file->fd);
   }
   ReleaseReferences();
-  if (prepare_) {
-    uv_ref(reinterpret_cast<uv_handle_t*>(prepare_));
+  uv_handle_t* pollers[] = {reinterpret_cast<uv_handle_t*>(prepare_),
+                            reinterpret_cast<uv_handle_t*>(idle_)};
+  for (uv_handle_t* handle : pollers) {
+    if (!handle) continue;
+    uv_ref(handle);
     polls_closing_++;
-    uv_close(reinterpret_cast<uv_handle_t*>(prepare_), OnPrepareClosed);
+    uv_close(handle, OnPollerClosed);
   }
 #ifdef MULTIWRITE_FAULTS
   if (hold_timer_) {
@@ -408,10 +444,9 @@ void Env::ReleaseReferences() {
   napi_async_destroy(env_, context_);
 }
 
-void Env::OnPrepareClosed(uv_handle_t* handle) {
+void Env::OnPollerClosed(uv_handle_t* handle) {
   Env* env = static_cast<Env*>(uv_handle_get_data(handle));
   free(handle);
-  env->prepare_ = nullptr;
   if (--env->polls_closing_ == 0) napi_remove_async_cleanup_hook(env->cleanup_);
 }
 

@@ -71,7 +71,8 @@ class Env final : private CompletionSink {
  private:
   static void OnReadable(uv_poll_t* poll, int status, int events);
   static void OnPrepare(uv_prepare_t* prepare);
-  static void OnPrepareClosed(uv_handle_t* handle);
+  static void OnIdle(uv_idle_t* idle);
+  static void OnPollerClosed(uv_handle_t* handle);
   static void OnTeardown(napi_async_cleanup_hook_handle handle, void* data);
   static void OnPollClosed(uv_handle_t* handle);
 
@@ -82,6 +83,7 @@ class Env final : private CompletionSink {
   bool FillVectors(Slot* slot, uint32_t first, uint32_t count, napi_value views, int* error);
   void UpdateKeepAlive(EnginePort* port);
   void BusyPoll();
+  bool PollOnce();
   void Teardown();
   void ReleaseReferences();
 
@@ -105,7 +107,8 @@ class Env final : private CompletionSink {
 
   std::unique_ptr<Slot[]> slots_;
   EnginePort ports_[kEngineKinds];
-  uv_prepare_t* prepare_ = nullptr;  // made when polling is first asked for
+  uv_prepare_t* prepare_ = nullptr;  // made when polling is first asked for, both
+  uv_idle_t* idle_ = nullptr;
   uint32_t busy_poll_us_ = 0;
 
   struct File {

@@ -13,10 +13,12 @@ struct uv_loop_s;
 typedef struct uv_handle_s uv_handle_t;
 typedef struct uv_poll_s uv_poll_t;
 typedef struct uv_prepare_s uv_prepare_t;
+typedef struct uv_idle_s uv_idle_t;
 typedef struct uv_timer_s uv_timer_t;
 
 typedef void (*uv_close_cb)(uv_handle_t* handle);
 typedef void (*uv_prepare_cb)(uv_prepare_t* handle);
+typedef void (*uv_idle_cb)(uv_idle_t* handle);
 typedef void (*uv_timer_cb)(uv_timer_t* handle);
 typedef void (*uv_poll_cb)(uv_poll_t* handle, int status, int events);
 
@@ -31,13 +33,16 @@ int uv_poll_start(uv_poll_t* handle, int events, uv_poll_cb cb);
 int uv_poll_stop(uv_poll_t* handle);
 int uv_prepare_init(uv_loop_s* loop, uv_prepare_t* handle);
 int uv_prepare_start(uv_prepare_t* handle, uv_prepare_cb cb);
-int uv_prepare_stop(uv_prepare_t* handle);
+int uv_idle_init(uv_loop_s* loop, uv_idle_t* handle);
+int uv_idle_start(uv_idle_t* handle, uv_idle_cb cb);
+int uv_idle_stop(uv_idle_t* handle);
 int uv_timer_init(uv_loop_s* loop, uv_timer_t* handle);
 int uv_timer_start(uv_timer_t* handle, uv_timer_cb cb, uint64_t timeout, uint64_t repeat);
 }
 
 namespace multiwrite {
 // uv_handle_type and uv_poll_event of libuv 1.x.
+constexpr int kUvIdle = 6;
 constexpr int kUvPoll = 8;
 constexpr int kUvPrepare = 9;
 constexpr int kUvTimer = 13;

@@ -52,3 +52,26 @@ for (const engine of engines) {
     )
   }
 }
+
+// Looking for completions goes on as long as they come in time: it must not keep the rest of the event loop from its turn.
+test.each(engines.filter((engine) => engine !== 'aio'))(
+  '%s: timers run while completions are polled for, and the process ends',
+  async (engine) => {
+    const polled = `
+    import { open } from 'multiwrite'
+    const disk = await open(process.env.TARGET, { engine: '${engine}', busyPollUs: 1_000_000 })
+    const page = disk.alloc(4096)
+    let fired = false
+    setTimeout(() => { fired = true }, 1)
+    for (let done = 0; !fired; done++) {
+      if (done === 1_000_000) throw new Error('the timer never ran')
+      await disk.write(0, page)
+    }
+    console.log('fired')
+  `
+    await withTarget(bufferedFile, 4096, async (made) => {
+      const child = await runChild(polled, { env: { TARGET: made.path }, silence: 20_000 })
+      expect(child).toEqual({ code: 0, signal: null, stdout: 'fired\n', stderr: '' })
+    })
+  },
+)
