@@ -1,8 +1,8 @@
 // Measures several contenders against each other in one run.
 //
-// Rounds are interleaved, A B C A B C ..., so that what else happens on the machine meets all of them alike. Figures of one
-// round are compared with each other only: a ratio is taken per round, and the median of those ratios is told. The first
-// round warms up and is thrown away.
+// Rounds are interleaved and turn round, A B C C B A A B C ..., so that what else happens on the machine meets all of them
+// alike. Figures of one round are compared with each other only: a ratio is taken per round, and the median of those ratios
+// is told. The first round warms up and is thrown away.
 //
 // CPU time is that of the process, its threads and io_uring's workers included. What a loop device or a disk driver does in
 // kernel threads of its own is in nobody's account.
@@ -45,22 +45,37 @@ const WARM_UP_MS = 400
  */
 
 /**
+ * The samples of each contender, one a round: those of the same round stand at the same place and were taken one right after
+ * the other.
+ *
  * @param {Contender[]} contenders
- * @param {string[]} peers names of those that the others are compared with; such as are not there are left out
  * @param {{ rounds: number, duration_ms: number }} how
- * @returns {Promise<Result[]>}
+ * @returns {Promise<Sample[][]>}
  */
-export async function measure(contenders, peers, { rounds, duration_ms }) {
+export async function inTurns(contenders, { rounds, duration_ms }) {
   /** @type {Sample[][]} */
   const samples = contenders.map(() => [])
   for (let round = 0; round <= rounds; round++) {
     const warmUp = round === 0
-    for (const [i, contender] of contenders.entries()) {
+    const order = [...contenders.entries()]
+    if (round % 2 === 0) order.reverse()
+    for (const [i, contender] of order) {
       if (warmUp && contender.ready) continue
       const sample = await contender.run(warmUp ? Math.max(duration_ms, WARM_UP_MS) : duration_ms)
       if (!warmUp) samples[i].push(sample)
     }
   }
+  return samples
+}
+
+/**
+ * @param {Contender[]} contenders
+ * @param {string[]} peers names of those that the others are compared with; such as are not there are left out
+ * @param {{ rounds: number, duration_ms: number }} how
+ * @returns {Promise<Result[]>}
+ */
+export async function measure(contenders, peers, how) {
+  const samples = await inTurns(contenders, how)
   const rates = samples.map((ofOne) => ofOne.map(rateOf))
   return contenders.map(({ name }, i) => {
     /** @type {Record<string, Spread>} */
@@ -83,9 +98,14 @@ export async function measure(contenders, peers, { rounds, duration_ms }) {
   })
 }
 
-/** @param {Sample} sample */
-function rateOf({ requests, elapsed_ns }) {
+/** Requests per second. @param {Sample} sample */
+export function rateOf({ requests, elapsed_ns }) {
   return (requests / elapsed_ns) * 1e9
+}
+
+/** Microseconds of CPU time. @param {Sample} sample */
+export function cpuPerRequest({ requests, user_us, system_us }) {
+  return (user_us + system_us) / requests
 }
 
 /** @param {Sample[]} samples @param {(sample: Sample) => number | undefined} valueIn */
@@ -103,6 +123,20 @@ export function spread(values) {
 }
 
 /**
+ * Something that is true once the time is over. A timer makes it so, not a look at the clock in each step, which would be a
+ * cost that no user has.
+ *
+ * @param {number} duration_ms
+ */
+function deadline(duration_ms) {
+  const time = { over: false }
+  setTimeout(() => {
+    time.over = true
+  }, duration_ms)
+  return time
+}
+
+/**
  * Runs `step` over and over in so many lanes at once until the time is over, and waits for the last ones to end.
  *
  * @param {number} duration_ms
@@ -112,13 +146,13 @@ export function spread(values) {
  * @returns {Promise<Sample>}
  */
 export async function timed(duration_ms, lanes, requests, step) {
+  const time = deadline(duration_ms)
   const cpu = process.cpuUsage()
   const started_ms = performance.now()
-  const deadline_ms = started_ms + duration_ms
   let steps = 0
   /** @param {number} lane */
   const walk = async (lane) => {
-    while (performance.now() < deadline_ms) {
+    while (!time.over) {
       await step(lane)
       steps++
     }
@@ -129,6 +163,9 @@ export async function timed(duration_ms, lanes, requests, step) {
   return { requests: steps * requests, elapsed_ns, user_us: user, system_us: system }
 }
 
+/** Room for the latencies of one round, made once: what is measured must not wait for a list to grow. */
+const latencies_ns = new Float64Array(4 << 20)
+
 /**
  * The same with one request at a time, each of them timed.
  *
@@ -137,31 +174,30 @@ export async function timed(duration_ms, lanes, requests, step) {
  * @returns {Promise<Sample>}
  */
 export async function timedSingly(duration_ms, step) {
-  /** @type {number[]} */
-  const latencies_ns = []
+  const time = deadline(duration_ms)
   const cpu = process.cpuUsage()
   const started_ms = performance.now()
-  const deadline_ms = started_ms + duration_ms
   let now_ms = started_ms
-  while (now_ms < deadline_ms) {
+  let requests = 0
+  while (!time.over) {
     await step()
     const ended_ms = performance.now()
-    latencies_ns.push((ended_ms - now_ms) * 1e6)
+    latencies_ns[requests++ % latencies_ns.length] = (ended_ms - now_ms) * 1e6
     now_ms = ended_ms
   }
   const { user, system } = process.cpuUsage(cpu)
-  latencies_ns.sort((a, b) => a - b)
+  const sorted = latencies_ns.subarray(0, Math.min(requests, latencies_ns.length)).sort()
   return {
-    requests: latencies_ns.length,
+    requests,
     elapsed_ns: (now_ms - started_ms) * 1e6,
     user_us: user,
     system_us: system,
-    p50_ns: percentile(latencies_ns, 0.5),
-    p99_ns: percentile(latencies_ns, 0.99),
+    p50_ns: percentile(sorted, 0.5),
+    p99_ns: percentile(sorted, 0.99),
   }
 }
 
-/** @param {number[]} sorted @param {number} part */
+/** @param {Float64Array} sorted @param {number} part */
 function percentile(sorted, part) {
   return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * part))]
 }

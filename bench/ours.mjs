@@ -6,10 +6,20 @@ import { timed, timedSingly } from './measure.mjs'
 /** @typedef {import('./measure.mjs').Contender} Contender */
 /** @typedef {import('./workload.mjs').Workload} Workload */
 
-/** @param {import('./workload.mjs').Batch} batch */
+/**
+ * A batch as a user makes it, anew each time.
+ * @param {import('./workload.mjs').Batch} batch
+ */
 function requestsOf({ count, buffers, offsets }) {
   const requests = new Array(count)
   for (let i = 0; i < count; i++) requests[i] = { offset: offsets[i], data: buffers[i] }
+  return requests
+}
+
+/** @param {import('./workload.mjs').Batch} batch */
+function fuaRequestsOf({ count, buffers, offsets }) {
+  const requests = new Array(count)
+  for (let i = 0; i < count; i++) requests[i] = { offset: offsets[i], data: buffers[i], fua: true }
   return requests
 }
 
@@ -57,6 +67,42 @@ export function multiwriteCallbacks(name, disk, workload) {
       }
     }
     return disk.multiwrite(requests)
+  }
+  return {
+    name,
+    run: (duration_ms) => counted(disk, () => timed(duration_ms, workload.lanes, workload.count, step)),
+  }
+}
+
+/**
+ * Batches whose requests are to be on stable storage when they are answered.
+ * @param {string} name
+ * @param {BlockDevice} disk
+ * @param {Workload} workload
+ * @returns {Contender}
+ */
+export function multiwriteFua(name, disk, workload) {
+  /** @param {number} lane */
+  const step = (lane) => disk.multiwrite(fuaRequestsOf(workload.next(lane)))
+  return {
+    name,
+    run: (duration_ms) => counted(disk, () => timed(duration_ms, workload.lanes, workload.count, step)),
+  }
+}
+
+/**
+ * The same requests one after another.
+ * @param {string} name
+ * @param {BlockDevice} disk
+ * @param {Workload} workload
+ * @returns {Contender}
+ */
+export function writesFua(name, disk, workload) {
+  const fua = { fua: true }
+  /** @param {number} lane */
+  const step = async (lane) => {
+    const { count, offsets, buffers } = workload.next(lane)
+    for (let i = 0; i < count; i++) await disk.write(offsets[i], buffers[i], fua)
   }
   return {
     name,

@@ -1,7 +1,8 @@
-// The benchmark suite: what a request costs here, beside Node's own calls and beside fio.
+// The benchmark suite: what a request costs here, beside Node's own calls and beside fio; and whether the goals are met.
 //
 //     npm run bench                        several minutes
 //     npm run bench -- --quick             under a minute
+//     npm run bench -- --section goals     all goals; --section p5: one of them
 //     npm run bench -- --section random --contender 'write|fio' --rounds 5 --seconds 2
 //     npm run bench -- --json results.json
 //
@@ -10,6 +11,7 @@
 import fs from 'node:fs'
 import os from 'node:os'
 import { parseArgs } from 'node:util'
+import { goals } from './goals.mjs'
 import { fioVersion } from './peers.mjs'
 import { sections } from './suite.mjs'
 import { Unavailable } from './targets.mjs'
@@ -20,6 +22,11 @@ import { REQUEST_BYTES } from './workload.mjs'
 
 const HOW = { rounds: 7, seconds: 1 }
 const QUICK = { rounds: 3, seconds: 0.1 }
+/** A goal asks for at least five rounds. Many short ones stand closer to each other than few long ones. */
+const GOAL = { rounds: 11, seconds: 0.25 }
+const GOALS = 'goals'
+
+const names = [GOALS, ...goals.map(({ name }) => name), ...sections.map(({ name }) => name)]
 
 const { values } = parseArgs({
   options: {
@@ -38,17 +45,17 @@ if (values.help) {
 
   --quick            short rounds and fewer contenders: under a minute
   --json FILE        also writes the results there, with a description of the machine
-  --section NAME     only this one, may be repeated: ${sections.map(({ name }) => name).join(', ')}
+  --section NAME     only this one, may be repeated: ${names.join(', ')}
   --contender REGEX  only those whose names match
-  --rounds N         rounds that count (${HOW.rounds}; quick: ${QUICK.rounds})
-  --seconds S        length of a round (${HOW.seconds}; quick: ${QUICK.seconds})`)
+  --rounds N         rounds that count (${HOW.rounds}; quick: ${QUICK.rounds}; goals: ${GOAL.rounds})
+  --seconds S        length of a round (${HOW.seconds}; quick: ${QUICK.seconds}; goals: ${GOAL.seconds})`)
   process.exit(0)
 }
 
-/** @param {'rounds' | 'seconds'} name */
-function positive(name) {
+/** @param {'rounds' | 'seconds'} name @param {typeof HOW} otherwise */
+function positive(name, otherwise) {
   const given = values[name]
-  const value = given === undefined ? (values.quick ? QUICK : HOW)[name] : Number(given)
+  const value = given === undefined ? otherwise[name] : Number(given)
   if (!(value > 0 && Number.isFinite(value)) || (name === 'rounds' && !Number.isInteger(value))) {
     throw new RangeError(`--${name} must be a positive number, not ${given}`)
   }
@@ -110,45 +117,109 @@ function print({ title, latency, results }) {
   }
 }
 
+/** @param {import('./goals.mjs').Figure} figure */
+const isMet = ({ spread, is, bound }) => (is === '>=' ? spread.median >= bound : spread.median <= bound)
+
+/** @param {string} name of the goal @param {import('./goals.mjs').Figure} figure */
+function printFigure(name, figure) {
+  const { measure, spread, is, bound, note = '' } = figure
+  const range = spread.min === spread.max ? '' : `(${decimal(spread.min)}-${decimal(spread.max)})`
+  const cells = [
+    name.toUpperCase().padEnd(3),
+    isMet(figure) ? 'met   ' : 'MISSED',
+    decimal(spread.median).padStart(6),
+    range.padEnd(13),
+    `${is} ${bound}`.padEnd(7),
+    measure.padEnd(66),
+    note,
+  ]
+  console.log(`  ${cells.join('  ')}`.trimEnd())
+}
+
 const machine = describeMachine()
-const settings = {
-  quick: values.quick,
+const { quick } = values
+/** @param {typeof HOW} otherwise */
+const settingsFor = (otherwise) => ({
+  quick,
   fio: machine.fio !== null,
   only: values.contender === undefined ? null : new RegExp(values.contender),
-  rounds: positive('rounds'),
-  duration_ms: positive('seconds') * 1000,
-}
-const wanted = values.section ?? sections.map(({ name }) => name)
+  rounds: positive('rounds', otherwise),
+  duration_ms: positive('seconds', otherwise) * 1000,
+})
+const settings = settingsFor(quick ? QUICK : HOW)
+const goalSettings = settingsFor(GOAL)
+const wanted = new Set(values.section ?? names)
 for (const name of wanted) {
-  if (!sections.some((section) => section.name === name)) throw new RangeError(`--section ${name} is not known`)
+  if (!names.includes(name)) throw new RangeError(`--section ${name} is not known; there are ${names.join(', ')}`)
 }
+if (wanted.has(GOALS)) for (const { name } of goals) wanted.add(name)
 
 console.log(`${machine.kernel} ${machine.architecture}, ${machine.cores} x ${machine.processor}, node ${machine.node}, \
 ${machine.fio ?? 'no fio: its contenders are left out'}, load ${machine.load[0].toFixed(1)};
-medians of ${settings.rounds} rounds of ${settings.duration_ms} ms, the contenders in turns; node:fs on ${machine.threadPool} threads; CPU time per request;
-"merged": requests per submission; "x A": requests/s as a multiple of A's, the median over the rounds. Ratios within a table
-can be compared; absolute figures mean little on a machine that does other things too, and none of this is a real disk.`)
+medians of rounds, the contenders in turns; node:fs on ${machine.threadPool} threads. Ratios within a table can be compared;
+absolute figures mean little on a machine that does other things too, and none of this is a real disk.`)
+
+/** @type {{ section: string, reason: string }[]} */
+const skipped = []
+
+/**
+ * What a section yields; nothing more once it turns out that its target or peer can't be had.
+ * @template T
+ * @param {string} section
+ * @param {AsyncGenerator<T>} yielded
+ * @returns {AsyncGenerator<T>}
+ */
+async function* had(section, yielded) {
+  try {
+    yield* yielded
+  } catch (error) {
+    if (!(error instanceof Unavailable)) throw error
+    console.log(`\n${section}: skipped, ${error.message}`)
+    skipped.push({ section, reason: error.message })
+  }
+}
+
+/** @type {(import('./goals.mjs').Figure & { goal: string, title: string, met: boolean })[]} */
+const figures = []
+const wantedGoals = goals.filter(({ name }) => wanted.has(name))
+if (wantedGoals.length > 0) {
+  console.log(
+    `\ngoals; ${goalSettings.rounds} rounds of ${goalSettings.duration_ms} ms; the last column: ours | the peer's\n`,
+  )
+}
+for (const { name, title, figures: figuresOf } of wantedGoals) {
+  console.log(`  ${name.toUpperCase().padEnd(3)}  ${title}`)
+  for await (const figure of had(name, figuresOf(goalSettings))) {
+    printFigure(name, figure)
+    figures.push({ goal: name, title, ...figure, met: isMet(figure) })
+  }
+}
 
 /** @type {(Table & { section: string })[]} */
 const tables = []
-/** @type {{ section: string, reason: string }[]} */
-const skipped = []
-for (const { name, tables: tablesOf } of sections.filter(({ name }) => wanted.includes(name))) {
-  try {
-    for await (const table of tablesOf(settings)) {
-      if (table.results.length === 0) continue
-      print(table)
-      tables.push({ section: name, ...table })
-    }
-  } catch (error) {
-    if (!(error instanceof Unavailable)) throw error
-    console.log(`\n${name}: skipped, ${error.message}`)
-    skipped.push({ section: name, reason: error.message })
+const wantedSections = sections.filter(({ name }) => wanted.has(name))
+if (wantedSections.length > 0) {
+  console.log(`
+tables; ${settings.rounds} rounds of ${settings.duration_ms} ms; CPU time per request; "merged": requests per submission; "x A": requests/s as
+a multiple of A's, the median over the rounds`)
+}
+for (const { name, tables: tablesOf } of wantedSections) {
+  for await (const table of had(name, tablesOf(settings))) {
+    if (table.results.length === 0) continue
+    print(table)
+    tables.push({ section: name, ...table })
   }
 }
 
 if (values.json !== undefined) {
-  const { rounds, duration_ms, quick } = settings
-  const report = { date: new Date().toISOString(), machine, settings: { rounds, duration_ms, quick }, tables, skipped }
+  const { rounds, duration_ms } = settings
+  const report = {
+    date: new Date().toISOString(),
+    machine,
+    settings: { rounds, duration_ms, quick },
+    goals: figures,
+    tables,
+    skipped,
+  }
   fs.writeFileSync(values.json, `${JSON.stringify(report, null, 2)}\n`)
 }

@@ -1,16 +1,15 @@
 // What is compared with what: the sections of the suite. A section makes its target, opens it once per way of merging, names
 // its contenders and the peers that the ratios are taken to, and takes everything away again.
 
-import fs from 'node:fs'
-import { open } from '../dist/index.js'
+import { Bench, onTarget, plainMemory, TARGET_BYTES } from './bench.mjs'
 import { measure } from './measure.mjs'
 import { multiwrite, multiwriteCallbacks, writes, writesSingly } from './ours.mjs'
-import { fio, fsWriteFanOut, fsWriteSingly, promisesFanOut, writevByHand } from './peers.mjs'
+import { fsWriteFanOut, fsWriteSingly, promisesFanOut, writevByHand } from './peers.mjs'
 import { ext4File, loopDevice, tmpfsFile } from './targets.mjs'
 import { adjacent, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mjs'
 
+/** @typedef {import('./bench.mjs').Bench} Bench */
 /** @typedef {import('./measure.mjs').Contender} Contender */
-/** @typedef {import('./targets.mjs').Target} Target */
 /** @typedef {import('../dist/index.js').BlockDevice} BlockDevice */
 
 /**
@@ -36,7 +35,6 @@ import { adjacent, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mj
  * @property {(settings: Settings) => AsyncGenerator<Table>} tables throws `Unavailable` where the target can't be had
  */
 
-const TARGET_BYTES = 256 << 20
 const RANDOM_DEPTH = 32
 const BUSY_POLL_US = 50
 /** fio's blocks for adjacent requests: a batch of 64 in one. */
@@ -57,86 +55,21 @@ export const sections = [
   { name: 'tmpfs', tables: (settings) => onTarget(() => tmpfsFile(TARGET_BYTES), settings, fileBatches) },
 ]
 
-/** A target with the means to open it, several times if need be; all is closed with it. */
-class Bench {
-  /** @type {(() => Promise<unknown>)[]} */
-  #closers = []
-
-  /** @param {Target} target @param {Settings} settings */
-  constructor(target, settings) {
-    this.target = target
-    this.settings = settings
-  }
-
-  /** Closed by the caller. @param {import('../dist/index.js').OpenOptions} [options] */
-  openDisk(options) {
-    return open(this.target.path, { direct: this.target.direct, exclusive: false, ...options })
-  }
-
-  /** Closed with the bench. @param {import('../dist/index.js').OpenOptions} [options] */
-  async disk(options) {
-    const disk = await this.openDisk(options)
-    this.#closers.push(() => disk.close())
-    return disk
-  }
-
-  /** The same for node:fs. */
-  async handle() {
-    const { O_RDWR, O_DIRECT } = fs.constants
-    const handle = await fs.promises.open(this.target.path, O_RDWR | (this.target.direct ? O_DIRECT : 0))
-    this.#closers.push(() => handle.close())
-    return handle
-  }
-
-  /**
-   * @param {string} name
-   * @param {Omit<import('./peers.mjs').FioJob, 'path' | 'size' | 'direct'>} job
-   * @returns {Contender[]} none where there is no fio
-   */
-  fio(name, job) {
-    if (!this.settings.fio) return []
-    const { path, size, direct } = this.target
-    return [fio(name, { path, size, direct, ...job }, job.blockSize / REQUEST_BYTES)]
-  }
-
-  /**
-   * @param {string} title
-   * @param {BlockDevice} disk
-   * @param {Contender[]} contenders
-   * @param {string[]} peers
-   * @param {boolean} [latency]
-   * @returns {Promise<Table>}
-   */
-  async table(title, disk, contenders, peers, latency = false) {
-    const { only } = this.settings
-    const chosen = contenders.filter(({ name }) => only === null || only.test(name))
-    const results = chosen.length === 0 ? [] : await measure(chosen, peers, this.settings)
-    return { title: `${title}; ${this.target.name}`, latency, limits: disk.limits, results }
-  }
-
-  async close() {
-    for (const close of this.#closers.splice(0)) await close()
-  }
-}
-
 /**
- * @param {() => Target} make
- * @param {Settings} settings
- * @param {(bench: Bench) => AsyncGenerator<Table>} tables
+ * @param {Bench} bench
+ * @param {string} title
+ * @param {BlockDevice} disk
+ * @param {Contender[]} contenders
+ * @param {string[]} peers
+ * @param {boolean} [latency]
+ * @returns {Promise<Table>}
  */
-async function* onTarget(make, settings, tables) {
-  const target = make()
-  const bench = new Bench(target, settings)
-  try {
-    yield* tables(bench)
-  } finally {
-    await bench.close()
-    target.remove()
-  }
+async function table({ target, settings }, title, disk, contenders, peers, latency = false) {
+  const { only } = settings
+  const chosen = contenders.filter(({ name }) => only === null || only.test(name))
+  const results = chosen.length === 0 ? [] : await measure(chosen, peers, settings)
+  return { title: `${title}; ${target.name}`, latency, limits: disk.limits, results }
 }
-
-/** @param {number} size */
-const plain = (size) => Buffer.alloc(size)
 
 /** @param {Bench} bench */
 async function* adjacentBatches(bench) {
@@ -150,7 +83,7 @@ async function* adjacentBatches(bench) {
     for (const lanes of [1, 4]) {
       if (bench.settings.quick && count === 256 && lanes === 1) continue
       const workload = adjacent({ lanes, count, size, alloc })
-      const copied = adjacent({ lanes, count, size, alloc: plain })
+      const copied = adjacent({ lanes, count, size, alloc: plainMemory })
       const large = `fio io_uring, ${LARGE_BLOCK_BYTES >> 10} KiB blocks, depth ${LARGE_BLOCK_DEPTH}`
       const contenders = [
         multiwrite('multiwrite, merge full', full, workload),
@@ -170,7 +103,7 @@ async function* adjacentBatches(bench) {
         ...(bench.settings.quick ? [] : fioInBatches(bench, count, lanes)),
       ]
       const title = `batches of ${count} adjacent 4 KiB writes, ${lanes} in flight`
-      yield await bench.table(title, full, contenders, [FAN_OUT, BY_HAND, large])
+      yield await table(bench, title, full, contenders, [FAN_OUT, BY_HAND, large])
     }
   }
 }
@@ -207,7 +140,7 @@ async function* shuffledBatches(bench) {
     fsWriteFanOut(handle.fd, workload),
   ]
   const title = 'batches of 64 adjacent 4 KiB writes in random order, 4 in flight'
-  yield await bench.table(title, full, contenders, [FAN_OUT, 'multiwrite, merge sort'])
+  yield await table(bench, title, full, contenders, [FAN_OUT, 'multiwrite, merge sort'])
 }
 
 /** @param {Bench} bench */
@@ -220,7 +153,7 @@ async function* randomWrites(bench) {
   const singly = scattered({ lanes: RANDOM_DEPTH, count: 1, size, alloc })
   const inOne = scattered({ lanes: 1, count: RANDOM_DEPTH, size, alloc })
   const inTwo = scattered({ lanes: 2, count: RANDOM_DEPTH / 2, size, alloc })
-  const copied = scattered({ lanes: RANDOM_DEPTH, count: 1, size, alloc: plain })
+  const copied = scattered({ lanes: RANDOM_DEPTH, count: 1, size, alloc: plainMemory })
   const job = /** @type {const} */ ({
     engine: 'io_uring',
     rw: 'randwrite',
@@ -245,7 +178,7 @@ async function* randomWrites(bench) {
     ...(quick ? [] : bench.fio(`fio libaio, depth ${RANDOM_DEPTH}`, { ...job, engine: 'libaio' })),
   ]
   const title = `random 4 KiB writes that can't be merged, depth ${RANDOM_DEPTH}`
-  yield await bench.table(title, disk, contenders, [FAN_OUT, plainFio, batchFio])
+  yield await table(bench, title, disk, contenders, [FAN_OUT, plainFio, batchFio])
 }
 
 /** @param {Bench} bench */
@@ -267,36 +200,18 @@ async function* latency(bench) {
     ...(bench.settings.quick
       ? []
       : [writesSingly('write, threads', await bench.disk({ engine: 'threads' }), workload)]),
-    ...(await busyPolling(bench, workload)),
+    ...(bench.settings.quick
+      ? []
+      : [
+          bench.openedForItsRounds(`write, busyPollUs ${BUSY_POLL_US}`, { busyPollUs: BUSY_POLL_US }, (polling) =>
+            writesSingly('', polling, workload),
+          ),
+        ]),
     fsWriteSingly(handle.fd, workload),
     ...bench.fio(peer, { ...job, engine: 'io_uring' }),
     ...(bench.settings.quick ? [] : bench.fio('fio psync', { ...job, engine: 'psync' })),
   ]
-  yield await bench.table('random 4 KiB writes one at a time', disk, contenders, ['fs.write', peer], true)
-}
-
-/**
- * The thread's engine polls for as long as any of its devices asks for it: this one is open during its own rounds only.
- * @param {Bench} bench
- * @param {import('./workload.mjs').Workload} workload
- * @returns {Promise<Contender[]>}
- */
-async function busyPolling(bench, workload) {
-  if (bench.settings.quick) return []
-  const name = `write, busyPollUs ${BUSY_POLL_US}`
-  return [
-    {
-      name,
-      run: async (duration_ms) => {
-        const disk = await bench.openDisk({ busyPollUs: BUSY_POLL_US })
-        try {
-          return await writesSingly(name, disk, workload).run(duration_ms)
-        } finally {
-          await disk.close()
-        }
-      },
-    },
-  ]
+  yield await table(bench, 'random 4 KiB writes one at a time', disk, contenders, ['fs.write', peer], true)
 }
 
 /** @param {Bench} bench */
@@ -308,7 +223,7 @@ async function* fileBatches(bench) {
   const alloc = full.alloc.bind(full)
   for (const lanes of bench.settings.quick ? [1] : [1, 4]) {
     const workload = adjacent({ lanes, count: 64, size, alloc })
-    const copied = adjacent({ lanes, count: 64, size, alloc: plain })
+    const copied = adjacent({ lanes, count: 64, size, alloc: plainMemory })
     const contenders = [
       multiwrite('multiwrite, merge full', full, workload),
       multiwrite('multiwrite, merge full, Buffer.alloc', full, copied),
@@ -320,6 +235,6 @@ async function* fileBatches(bench) {
       writevByHand(handle.fd, workload),
     ]
     const title = `batches of 64 adjacent 4 KiB writes, ${lanes} in flight, ${direct ? 'direct' : 'buffered'}`
-    yield await bench.table(title, full, contenders, [FAN_OUT, BY_HAND])
+    yield await table(bench, title, full, contenders, [FAN_OUT, BY_HAND])
   }
 }

@@ -1,0 +1,47 @@
+// What a request allocates in steady state: in native code, counted by an allocator put before glibc's in a child process, and
+// in JavaScript, from how much the heap grows while no collection runs.
+
+import { execFileSync } from 'node:child_process'
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { atTheLatestAtExit, Unavailable } from './targets.mjs'
+
+/** So large a young generation takes in all that a counting run allocates. */
+const YOUNG_GENERATION_MB = 256
+
+/**
+ * @typedef {object} Allocations
+ * @property {string} shape
+ * @property {number} requests counted
+ * @property {number} addon allocations of this library's native code
+ * @property {number} process allocations of the whole process, V8 and libuv included
+ * @property {number} bytes of JavaScript's heap; -1 where a collection ran meanwhile
+ */
+
+/** @param {import('./targets.mjs').Target} target @returns {Promise<Allocations[]>} */
+export async function nativeAllocations({ path: target, direct }) {
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'multiwrite-bench-'))
+  const remove = atTheLatestAtExit(() => fs.rmSync(directory, { recursive: true, force: true }))
+  try {
+    const library = path.join(directory, 'count-allocations.so')
+    const source = fileURLToPath(new URL('./native/count-allocations.c', import.meta.url))
+    try {
+      execFileSync('cc', ['-O2', '-fPIC', '-shared', '-o', library, source], { stdio: ['ignore', 'ignore', 'pipe'] })
+    } catch (error) {
+      throw new Unavailable(`no C compiler: ${error instanceof Error ? error.message : error}`)
+    }
+    const counters = path.join(directory, 'counters')
+    fs.writeFileSync(counters, Buffer.alloc(32))
+    const child = fileURLToPath(new URL('./allocations-child.mjs', import.meta.url))
+    const young = [`--min-semi-space-size=${YOUNG_GENERATION_MB}`, `--max-semi-space-size=${YOUNG_GENERATION_MB}`]
+    const output = execFileSync(process.execPath, ['--expose-gc', ...young, child, target, direct ? 'direct' : ''], {
+      encoding: 'utf8',
+      env: { ...process.env, LD_PRELOAD: library, MULTIWRITE_ALLOCATION_COUNTERS: counters },
+    })
+    return JSON.parse(output)
+  } finally {
+    remove()
+  }
+}

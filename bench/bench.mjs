@@ -1,0 +1,109 @@
+// A target with the means to open it, for this library, for node:fs and for fio: what the sections of the suite and the goals
+// have in common. All that was opened is closed with it.
+
+import fs from 'node:fs'
+import { open } from '../dist/index.js'
+import { fio } from './peers.mjs'
+import { REQUEST_BYTES } from './workload.mjs'
+
+/** @typedef {import('./measure.mjs').Contender} Contender */
+/** @typedef {import('./targets.mjs').Target} Target */
+/** @typedef {import('../dist/index.js').BlockDevice} BlockDevice */
+/** @typedef {import('../dist/index.js').OpenOptions} OpenOptions */
+
+export const TARGET_BYTES = 256 << 20
+
+/** Memory as users have it who do not ask the device for it. @param {number} size */
+export const plainMemory = (size) => Buffer.alloc(size)
+
+export class Bench {
+  /** @type {(() => Promise<unknown>)[]} */
+  #closers = []
+
+  /**
+   * @param {Target} target
+   * @param {{ fio: boolean }} settings whether fio is installed
+   */
+  constructor(target, settings) {
+    this.target = target
+    this.settings = settings
+  }
+
+  /** Closed by the caller. @param {OpenOptions} [options] */
+  openDisk(options) {
+    return open(this.target.path, { direct: this.target.direct, exclusive: false, ...options })
+  }
+
+  /** Closed with the bench. @param {OpenOptions} [options] */
+  async disk(options) {
+    const disk = await this.openDisk(options)
+    this.#closers.push(() => disk.close())
+    return disk
+  }
+
+  /** The same for node:fs. */
+  async handle() {
+    const { O_RDWR, O_DIRECT } = fs.constants
+    const handle = await fs.promises.open(this.target.path, O_RDWR | (this.target.direct ? O_DIRECT : 0))
+    this.#closers.push(() => handle.close())
+    return handle
+  }
+
+  /**
+   * A contender whose device is open during its own rounds only. Polling needs that: the thread's engine polls for as long as
+   * any of its devices asks for it.
+   *
+   * @param {OpenOptions} options
+   * @param {(disk: BlockDevice) => Contender} contenderOn
+   * @param {string} name
+   * @returns {Contender}
+   */
+  openedForItsRounds(name, options, contenderOn) {
+    return {
+      name,
+      run: async (duration_ms) => {
+        const disk = await this.openDisk(options)
+        try {
+          return await contenderOn(disk).run(duration_ms)
+        } finally {
+          await disk.close()
+        }
+      },
+    }
+  }
+
+  /**
+   * @param {string} name
+   * @param {Omit<import('./peers.mjs').FioJob, 'path' | 'size' | 'direct'>} job
+   * @returns {Contender[]} none where there is no fio
+   */
+  fio(name, job) {
+    if (!this.settings.fio) return []
+    const { path, size, direct } = this.target
+    return [fio(name, { path, size, direct, ...job }, job.blockSize / REQUEST_BYTES)]
+  }
+
+  async close() {
+    for (const close of this.#closers.splice(0)) await close()
+  }
+}
+
+/**
+ * Makes a target, yields what is measured on it and takes it away again.
+ *
+ * @template T
+ * @param {() => Target} make throws `Unavailable` where it can't be had
+ * @param {{ fio: boolean }} settings
+ * @param {(bench: Bench) => AsyncGenerator<T>} measured
+ * @returns {AsyncGenerator<T>}
+ */
+export async function* onTarget(make, settings, measured) {
+  const target = make()
+  const bench = new Bench(target, settings)
+  try {
+    yield* measured(bench)
+  } finally {
+    await bench.close()
+    target.remove()
+  }
+}
