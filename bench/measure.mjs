@@ -2,10 +2,21 @@
 //
 // Rounds are interleaved and turn round, A B C C B A A B C ..., so that what else happens on the machine meets all of them
 // alike. Figures of one round are compared with each other only: a ratio is taken per round, and the median of those ratios
-// is told. The first round warms up and is thrown away.
+// is told. The first round warms up and is thrown away. A round that other programs have disturbed is measured again, and if
+// there is no end of it, the least disturbed ones count.
 //
 // CPU time is that of the process, its threads and io_uring's workers included. What a loop device or a disk driver does in
 // kernel threads of its own is in nobody's account.
+
+import { watchOthers } from './others.mjs'
+
+/** A round is disturbed if other programs keep more of a processor busy. */
+const OTHERS_MAX = 0.15
+/** So many times the rounds asked for are measured at the most. */
+const ATTEMPTS = 2
+
+/** How many rounds were measured, and how many of them were disturbed so much that they do not count. */
+export const roundsSoFar = { measured: 0, dropped: 0 }
 
 /** What warms up runs for so long at least: the optimising compiler needs its time, however short the rounds are. */
 const WARM_UP_MS = 400
@@ -53,19 +64,29 @@ const WARM_UP_MS = 400
  * @returns {Promise<Sample[][]>}
  */
 export async function inTurns(contenders, { rounds, duration_ms }) {
-  /** @type {Sample[][]} */
-  const samples = contenders.map(() => [])
-  for (let round = 0; round <= rounds; round++) {
+  /** @type {{ others: number, samples: Sample[] }[]} */
+  const measured = []
+  let quiet = 0
+  for (let round = 0; quiet < rounds && round <= rounds * ATTEMPTS; round++) {
     const warmUp = round === 0
+    /** @type {Sample[]} */
+    const samples = []
+    const othersSince = watchOthers()
     const order = [...contenders.entries()]
     if (round % 2 === 0) order.reverse()
     for (const [i, contender] of order) {
       if (warmUp && contender.ready) continue
-      const sample = await contender.run(warmUp ? Math.max(duration_ms, WARM_UP_MS) : duration_ms)
-      if (!warmUp) samples[i].push(sample)
+      samples[i] = await contender.run(warmUp ? Math.max(duration_ms, WARM_UP_MS) : duration_ms)
     }
+    if (warmUp) continue
+    const others = othersSince()
+    measured.push({ others, samples })
+    if (others <= OTHERS_MAX) quiet++
   }
-  return samples
+  const counted = measured.sort((a, b) => a.others - b.others).slice(0, rounds)
+  roundsSoFar.measured += measured.length
+  roundsSoFar.dropped += measured.length - counted.length
+  return contenders.map((_, i) => counted.map(({ samples }) => samples[i]))
 }
 
 /**

@@ -12,6 +12,7 @@ import fs from 'node:fs'
 import os from 'node:os'
 import { parseArgs } from 'node:util'
 import { goals } from './goals.mjs'
+import { roundsSoFar } from './measure.mjs'
 import { fioVersion } from './peers.mjs'
 import { sections } from './suite.mjs'
 import { Unavailable } from './targets.mjs'
@@ -211,12 +212,16 @@ for (const { name, tables: tablesOf } of wantedSections) {
   }
 }
 
+const { measured, dropped } = roundsSoFar
+if (dropped > 0) console.log(`\n${dropped} of ${measured} rounds do not count: other programs took part in them`)
+
 if (values.json !== undefined) {
   const { rounds, duration_ms } = settings
   const report = {
     date: new Date().toISOString(),
     machine,
     settings: { rounds, duration_ms, quick },
+    rounds: roundsSoFar,
     goals: figures,
     tables,
     skipped,
