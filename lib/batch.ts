@@ -179,9 +179,8 @@ export class Batch implements SubmissionOwner {
     const { units, map } = this.#select([owner], start, end)
     if (fua) units.fua = uint8s(units.count).fill(1)
     const plan = planMerged(units, this.#context.limits(this.work.read))
-    const members = onlyMember(owner)
     const submissions: Submission[] = []
-    for (let s = 0; s < plan.count; s++) submissions.push(new Submission(this, plan, s, map, members, 0, 1, null))
+    for (let s = 0; s < plan.count; s++) submissions.push(this.#submissionOf(owner, plan, s, map, null))
     return submissions
   }
 
@@ -326,7 +325,7 @@ export class Batch implements SubmissionOwner {
     if (plan.count === 1 && members === 1) {
       const owner = owners === null ? 0 : owners[0]!
       this.#pending[owner]!++
-      return [new Submission(this, plan, 0, map, onlyMember(owner), 0, 1, claimOf(0))]
+      return [this.#submissionOf(owner, plan, 0, map, claimOf(0))]
     }
     if (plan.count === 1 && owners === null && !work.hasEmpty) {
       const pending = this.#pending
@@ -344,22 +343,38 @@ export class Batch implements SubmissionOwner {
       }
       return [new Submission(this, plan, 0, map, list, 0, count, claimOf(0))]
     }
+    if (owners === null && plan.count === members && this.#isOneEach(plan)) {
+      const submissions: Submission[] = []
+      for (let s = 0; s < plan.count; s++) {
+        const owner = plan.segmentUnit[plan.firstSegment[s]!]!
+        this.#pending[owner]!++
+        submissions.push(this.#submissionOf(owner, plan, s, map, claimOf(s)))
+      }
+      return submissions
+    }
     const first = int32s(members)
     const counts = int32s(plan.count + 1)
     let total = 0
+    let s = 0
     for (let i = 0; i < members; i++) {
       const owner = owners === null ? i : owners[i]!
       const length = work.length[owner]!
       if (length === 0) continue
       const from = Math.max(work.offset[owner]!, start)
       const to = Math.min(work.offset[owner]! + length, end)
-      let s = firstEndingAfter(plan, from)
+      // Most batches ascend: the next request begins where this one did, or in the next submission.
+      if (s >= plan.count || !isFirstEndingAfter(plan, s, from)) {
+        if (s + 1 < plan.count && isFirstEndingAfter(plan, s + 1, from)) s++
+        else s = firstEndingAfter(plan, from)
+      }
       first[i] = s
+      const firstOfOwner = s
       for (; s < plan.count && plan.offset[s]! < to; s++) {
         counts[s]!++
         total++
       }
-      this.#pending[owner]! += s - first[i]!
+      this.#pending[owner]! += s - firstOfOwner
+      s = firstOfOwner
     }
     const list = int32s(total)
     const place = int32s(plan.count + 1)
@@ -379,13 +394,31 @@ export class Batch implements SubmissionOwner {
     return submissions
   }
 
+  /** A submission with one owner. */
+  #submissionOf(owner: number, plan: Plan, s: number, map: UnitMap | null, claim: Claim | null): Submission {
+    return new Submission(this, plan, s, map, ascending(owner + 1), owner, owner + 1, claim)
+  }
+
+  /** Whether each submission of a plan of the whole batch is one whole request of one piece. */
+  #isOneEach(plan: Plan): boolean {
+    const { units, owner } = this.work
+    if (owner !== null) return false
+    for (let s = 0; s < plan.count; s++) {
+      const segment = plan.firstSegment[s]!
+      if (plan.firstSegment[s + 1] !== segment + 1) return false
+      const unit = plan.segmentUnit[segment]!
+      if (unit < 0 || plan.segmentLength[segment] !== units.length[unit]) return false
+    }
+    return true
+  }
+
   /** Submissions of a plan without merging: each has one owner. */
   #submissionsOfOne(plan: Plan, map: UnitMap): Submission[] {
     const submissions: Submission[] = []
     for (let s = 0; s < plan.count; s++) {
       const owner = this.ownerOf(map.unit[plan.segmentUnit[plan.firstSegment[s]!]!]!)
       this.#pending[owner]!++
-      submissions.push(new Submission(this, plan, s, map, onlyMember(owner), 0, 1, null))
+      submissions.push(this.#submissionOf(owner, plan, s, map, null))
     }
     return submissions
   }
@@ -406,11 +439,10 @@ function ascending(count: number): Int32Array {
   return ascendingList
 }
 
-function onlyMember(owner: number): Int32Array {
-  if (owner === 0) return ascending(1)
-  const members = int32s(1)
-  members[0] = owner
-  return members
+/** Whether submission `s` is the first one that ends after `place`. */
+function isFirstEndingAfter(plan: Plan, s: number, place: number): boolean {
+  if (plan.offset[s]! + plan.length[s]! <= place) return false
+  return s === 0 || plan.offset[s - 1]! + plan.length[s - 1]! <= place
 }
 
 /** The first submission that ends after `place`. */

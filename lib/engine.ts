@@ -35,7 +35,9 @@ export class Engine {
   readonly #freeSlots: number[] = Array.from({ length: SLOTS }, (_, slot) => SLOTS - 1 - slot)
   #requestCount = 0
   #vectorCount = 0
+  /** Vectors, and views passed along, of the operations that are complete. */
   #vectorMark = 0
+  #viewMark = 0
   #views: Uint8Array[] = []
   /** Queues that found no free slot, or no pool memory; they go on after the next drain. */
   readonly #stalled = new Set<() => void>()
@@ -71,6 +73,13 @@ export class Engine {
   begin(): void {
     if (this.#requestCount === REQUESTS_PER_CALL || this.#vectorCount + MAX_VECTORS > VECTORS_PER_CALL) this.commit()
     this.#vectorMark = this.#vectorCount
+    this.#viewMark = this.#views.length
+  }
+
+  /** Takes back the vectors given since `begin`. */
+  rewind(): void {
+    this.#vectorCount = this.#vectorMark
+    this.#views.length = this.#viewMark
   }
 
   /** Adds `length` bytes of `view`, which lies in `region` or in foreign memory, from `start` on to the next operation. */

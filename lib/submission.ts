@@ -199,13 +199,13 @@ export class Submission implements Operation {
     this.bounces = false
     this.readsBlocks = false
     if (this.#stagedAt < 0) {
-      const needs = this.#inspect(target)
-      if (needs === Filled.lostMemory) return needs
-      if (needs === Needs.nothing) {
-        this.#vectors(engine)
+      const needs = this.#vectors(engine, target)
+      if (needs === Filled.yes) {
         this.#call(this.read ? OP.read : OP.write, this.#next)
-        return Filled.yes
+        return needs
       }
+      engine.rewind()
+      if (needs === Filled.lostMemory) return needs
       if (!this.#stage(staging)) return Filled.noMemory
     } else if (!this.read && this.#blocks.length === 0 && this.#isLost()) {
       // Blocks were read meanwhile, or the kernel asked for another try: the memory may have gone since it was looked at.
@@ -246,25 +246,39 @@ export class Submission implements Operation {
     this.flags = op === OP.write && this.fua ? FLAG_DSYNC : 0
   }
 
-  /** Whether the memory can be shown to the kernel as it stands, must be copied, or is gone. */
-  #inspect(target: Target): typeof Needs.nothing | typeof Needs.staging | typeof Filled.lostMemory {
+  /**
+   * Gives the engine the vectors of what is not done yet, if all the memory can be shown to the kernel as it stands. Otherwise
+   * tells whether it must be copied (`noMemory`: there is none to show) or is gone; what the engine was given is then void.
+   */
+  #vectors(engine: Engine, target: Target): typeof Filled.yes | typeof Filled.noMemory | typeof Filled.lostMemory {
+    engine.begin()
     const direct = this.#alignment > 1 || (target.direct && this.file === target.file)
-    const { firstSegment, segmentLength, segmentUnit } = this.plan
+    const { firstSegment, segmentLength, segmentStart, segmentUnit } = this.plan
+    const { views } = this.batch.work
+    const map = this.units
     const end = firstSegment[this.index + 1]!
+    let skip = this.#next - this.offset
     let staging =
       overBlock(this.offset, this.#alignment) !== 0 ||
       this.blockEnd !== this.end ||
       (this.read && this.batch.readsOverlap(this))
+    let buffer: ArrayBufferLike | null = null
+    let region: Region | undefined
     this.#loose = false
-    found.length = 0
     for (let s = firstSegment[this.index]!; s < end; s++) {
-      if (segmentUnit[s]! < 0) {
+      const planned = segmentUnit[s]!
+      if (planned < 0) {
         staging = true
         continue
       }
-      const view = this.#viewOf(s)
-      const region = regionOf(view)
-      found.push(region)
+      const view = views[map === null ? planned : map.unit[planned]!]!
+      const start = map === null ? segmentStart[s]! : segmentStart[s]! + map.start[planned]!
+      const length = segmentLength[s]!
+      // Pieces of one buffer often follow each other.
+      if (view.buffer !== buffer) {
+        buffer = view.buffer
+        region = regionOf(view)
+      }
       if (region === undefined) {
         if (view.length < this.#lengthOfUnit(s)) return Filled.lostMemory
         if (isShared(view)) {
@@ -275,30 +289,18 @@ export class Submission implements Operation {
           this.#loose = true
         }
       } else if (direct) {
-        const fromBoundary = view.byteOffset + this.#startOf(s) - region.boundary
-        staging ||=
-          overBlock(fromBoundary, target.memoryAlignment) !== 0 || overBlock(segmentLength[s]!, target.alignment) !== 0
+        const fromBoundary = view.byteOffset + start - region.boundary
+        staging ||= overBlock(fromBoundary, target.memoryAlignment) !== 0 || overBlock(length, target.alignment) !== 0
+      }
+      // Once it is to be copied, the rest is only looked at for memory that is gone.
+      if (staging) continue
+      if (skip >= length) skip -= length
+      else {
+        engine.vector(view, start + skip, length - skip, region)
+        skip = 0
       }
     }
-    return staging ? Needs.staging : Needs.nothing
-  }
-
-  /** Right after `#inspect`, which has found a region, or none, for each segment. */
-  #vectors(engine: Engine): void {
-    engine.begin()
-    const { firstSegment, segmentLength } = this.plan
-    const first = firstSegment[this.index]!
-    const end = firstSegment[this.index + 1]!
-    let skip = this.#next - this.offset
-    for (let s = first; s < end; s++) {
-      const length = segmentLength[s]!
-      if (skip >= length) {
-        skip -= length
-        continue
-      }
-      engine.vector(this.#viewOf(s), this.#startOf(s) + skip, length - skip, found[s - first])
-      skip = 0
-    }
+    return staging ? Filled.noMemory : Filled.yes
   }
 
   /** Takes staging memory for the next part, and notes which of its blocks must be read before it can be written. */
@@ -479,11 +481,6 @@ export class Submission implements Operation {
 }
 
 const NO_BLOCKS: number[] = []
-
-/** Per segment of the submission that was inspected last: where its memory lies. */
-const found: (Region | undefined)[] = []
-
-const Needs = { nothing: 10, staging: 11 } as const
 
 function isShared(view: Uint8Array): boolean {
   return view.buffer instanceof SharedArrayBuffer
