@@ -57,7 +57,10 @@ export async function readLimits(geometry: Geometry, direct: boolean): Promise<D
   const logicalBlockSize = geometry.logicalBlockSize || (await ask('logical_block_size')) || 512
   const maxSectorsKb = await ask('max_sectors_kb')
   const maxSegments = await ask('max_segments')
-  const [alignment, memoryAlignment] = direct ? directAlignment(geometry, logicalBlockSize) : [1, 1]
+  const [alignment, memoryStated] = direct ? directAlignment(geometry, logicalBlockSize) : [1, 1]
+  // A disk that has pages for blocks may take memory for pages, too, whatever it states: zram states 512 and moves, of memory
+  // that starts inside a page, what lies before it.
+  const memoryAlignment = direct && logicalBlockSize >= PAGE_SIZE ? Math.max(memoryStated, PAGE_SIZE) : memoryStated
   const segmentsMax = Math.min(maxSegments || BIO_VECTORS_MAX, BIO_VECTORS_MAX)
   // A segment is physically contiguous, and of memory that is not, each page is one: however few vectors there are, more
   // bytes than this may be more segments than the device takes.
@@ -76,7 +79,7 @@ export async function readLimits(geometry: Geometry, direct: boolean): Promise<D
   }
 }
 
-/** Alignment of offsets and lengths, and of memory. statx tells both (6.1); else the device's block serves for both. */
+/** Alignment of offsets and lengths, and of memory, as stated. statx tells both (6.1); else the device's block serves for both. */
 function directAlignment(geometry: Geometry, logicalBlockSize: number): [number, number] {
   if (geometry.directAlignmentKnown && geometry.directOffsetAlignment > 0) {
     return [geometry.directOffsetAlignment, Math.max(geometry.directMemoryAlignment, 1)]

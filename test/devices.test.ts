@@ -485,7 +485,21 @@ describe('every kind of block device and file system', () => {
           expect(disk.size).toBe(8 * MIB)
           expect(disk.limits).toMatchObject({ logicalBlockSize: 4096, alignment: 4096 })
           await disk.writeZeroes(0, 8 * MIB)
-          await exercise(disk, 8 * MIB, zeros(8 * MIB), rounds)
+          const model = zeros(8 * MIB)
+          // It takes memory from the start of its first page on, wherever in the page it was told to start.
+          for (const [place, skew] of [512, 1536, 4095].entries()) {
+            const data = disk.alloc(skew + MIB).subarray(skew)
+            data.set(pattern(skew, MIB))
+            await disk.write(place * MIB, data)
+            model.write(place * MIB, data)
+            const into = disk.alloc(skew + MIB).subarray(skew)
+            await disk.read(place * MIB, into)
+            expect(difference(into, data)).toBeNull()
+          }
+          const content = Buffer.alloc(8 * MIB)
+          await disk.read(0, content)
+          expect(difference(content, model.bytes)).toBeNull()
+          await exercise(disk, 8 * MIB, model, rounds)
           await disk.discard(4096, MIB)
         })
       }
