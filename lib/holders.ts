@@ -1,20 +1,62 @@
-// Who holds a block device: mount points, swap, and devices stacked on it (device mapper, md, loop), of the disk itself and of
-// its partitions. O_EXCL tells only that somebody does; a person needs the name.
+// Who holds a block device: mount points, swap, and devices stacked on it (device mapper, md), of the disk itself, of its
+// partitions, and of the disk that it is a partition of. O_EXCL tells only that somebody does; a person needs the name.
 
-import { readdir, readFile, realpath, stat } from 'node:fs/promises'
-import { basename, join } from 'node:path'
+import { readdir, readFile, readlink, realpath, stat } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
 
 /** In words, such as `mounted on /mnt/data` or `partition sdb2 is used as swap`; empty if nobody can be seen. */
 export async function holdersOf(major: number, minor: number): Promise<string[]> {
   const folder = await realpath(`/sys/dev/block/${major}:${minor}`).catch(() => null)
   if (folder === null) return []
-  const self = await namesOf(folder, '')
-  const found = await describe(self)
-  for (const entry of await list(folder)) {
-    const partition = join(folder, entry)
-    if ((await text(join(partition, 'partition'))) === '') continue
-    found.push(...(await describe(await namesOf(partition, `partition ${entry} is `))))
+  const found = await describe(await namesOf(folder, ''))
+  for (const entry of await partitionsOf(folder)) {
+    found.push(...(await describe(await namesOf(join(folder, entry), `partition ${entry} is `))))
   }
+  // Whoever claims a disk claims all of it.
+  if (await isPartition(folder)) {
+    const disk = dirname(folder)
+    found.push(...(await describe(await namesOf(disk, `its disk ${basename(disk)} is `))))
+  }
+  return found
+}
+
+/**
+ * Processes that have a block device, or another part of its disk, open: in words, such as `process 4711 (qemu-nbd)`. None of
+ * them need be the one that holds it, and those of others are hidden from who is not root.
+ */
+export async function openIn(major: number, minor: number): Promise<string[]> {
+  const folder = await realpath(`/sys/dev/block/${major}:${minor}`).catch(() => null)
+  if (folder === null) return []
+  const disk = (await isPartition(folder)) ? dirname(folder) : folder
+  const folders = [disk, ...(await partitionsOf(disk)).map((entry) => join(disk, entry))]
+  const numbers = new Set<string>()
+  for (const one of folders) numbers.add((await namesOf(one, '')).number)
+  const found: string[] = []
+  for (const process of await list('/proc')) {
+    if (!/^\d+$/.test(process) || !(await hasOpen(join('/proc', process, 'fd'), numbers))) continue
+    found.push(`process ${process} (${(await text(join('/proc', process, 'comm'))).trim()})`)
+  }
+  return found
+}
+
+async function hasOpen(folder: string, numbers: ReadonlySet<string>): Promise<boolean> {
+  for (const descriptor of await list(folder)) {
+    const path = join(folder, descriptor)
+    // To look at a file that lies elsewhere may block: its server may be dead.
+    const target = await readlink(path).catch(() => '')
+    if (target.startsWith('/dev/') && numbers.has(await deviceNumber(path))) return true
+  }
+  return false
+}
+
+async function isPartition(folder: string): Promise<boolean> {
+  return (await text(join(folder, 'partition'))) !== ''
+}
+
+/** The names of a disk's partitions. */
+async function partitionsOf(folder: string): Promise<string[]> {
+  const found: string[] = []
+  for (const entry of await list(folder)) if (await isPartition(join(folder, entry))) found.push(entry)
   return found
 }
 
@@ -31,9 +73,10 @@ async function namesOf(folder: string, prefix: string): Promise<Names> {
 
 async function describe({ folder, number, prefix }: Names): Promise<string[]> {
   const found: string[] = []
+  const members = await membersWith(basename(folder))
   for (const line of (await text('/proc/self/mountinfo')).split('\n')) {
     const fields = line.split(' ')
-    if (fields[2] === number || (await sourceIs(fields, basename(folder)))) {
+    if (fields[2] === number || (await sourceIsIn(fields, members))) {
       found.push(`${prefix}mounted on ${unescapeMount(fields[4] ?? '?')}`)
     }
   }
@@ -45,12 +88,21 @@ async function describe({ folder, number, prefix }: Names): Promise<string[]> {
   return [...new Set(found)]
 }
 
+/** A device and all that share a btrfs file system with it: a mount names only one of them. */
+async function membersWith(name: string): Promise<readonly string[]> {
+  for (const id of await list('/sys/fs/btrfs')) {
+    const members = await list(join('/sys/fs/btrfs', id, 'devices'))
+    if (members.includes(name)) return members
+  }
+  return [name]
+}
+
 /** File systems such as btrfs mount under a device number of their own; their source field still names the device. */
-async function sourceIs(fields: readonly string[], name: string): Promise<boolean> {
+async function sourceIsIn(fields: readonly string[], names: readonly string[]): Promise<boolean> {
   const source = fields[fields.indexOf('-') + 2]
   if (source === undefined || !source.startsWith('/dev/')) return false
   const path = await realpath(source).catch(() => source)
-  return basename(path) === name
+  return names.includes(basename(path))
 }
 
 async function deviceNumber(path: string): Promise<string> {

@@ -10,7 +10,7 @@ import { BlockDevice, type Opened } from './device.ts'
 import { type EngineName, threadEngine } from './engine.ts'
 import { BlockError } from './errors.ts'
 import { outOfRange } from './errors-argument.ts'
-import { deviceMajor, deviceMinor, holdersOf } from './holders.ts'
+import { deviceMajor, deviceMinor, holdersOf, openIn } from './holders.ts'
 import { readLimits } from './limits.ts'
 import { blocking, ENGINE_KIND, isFailure, type OpenFile } from './native.ts'
 import {
@@ -156,11 +156,18 @@ async function openNative(path: string, flags: number, engine: EngineName): Prom
     const { rdev } = await stat(path)
     const holders = await holdersOf(deviceMajor(rdev), deviceMinor(rdev))
     if (holders.length > 0 || performance.now() >= deadline) {
-      const who = holders.length > 0 ? holders.join('; ') : 'somebody holds the device, nobody can be seen'
+      const who = holders.length > 0 ? holders.join('; ') : await unseen(rdev)
       throw new BlockError(errno, { syscall, path, reason: `the device is in use: ${who}` })
     }
     await sleep(BUSY_RETRY_STEP_MS)
   }
+}
+
+/** Where nothing tells who holds a device, who has it open may help. */
+async function unseen(rdev: number): Promise<string> {
+  const processes = await openIn(deviceMajor(rdev), deviceMinor(rdev))
+  if (processes.length === 0) return 'somebody holds the device, nobody can be seen'
+  return `somebody holds the device; it is open in ${processes.join(', ')}`
 }
 
 type Kind = 'none' | 'block' | 'file' | 'directory' | 'other'

@@ -164,16 +164,17 @@ describe('a device in use', () => {
 
   const noBtrfs = lacking('mkfs.btrfs')
   test.skipIf(noBtrfs !== '')(
-    titled('as the second half of a mounted file system is refused, whoever can be seen', noBtrfs),
+    titled('as the second half of a mounted file system is refused, and the message names the mount point', noBtrfs),
     async () => {
       await withLoop(128 * MIB, async (first) => {
         await withLoop(128 * MIB, async (second) => {
           run('mkfs.btrfs', '-q', '-f', first, second)
-          await withMount(first, async () => {
+          await withMount(first, async (mountPoint) => {
             for (const device of [first, second]) {
               const error = await refusal(open(device))
               expect(error).toMatchObject({ name: 'BlockError', code: 'EBUSY', path: device })
-              expect(error.message).toMatch(/in use/)
+              // The mount's source is one of the two only.
+              expect(error.message).toContain(`in use: mounted on ${mountPoint},`)
             }
           })
           await (await open(second)).close()
@@ -196,14 +197,14 @@ describe('a device in use', () => {
   )
 
   test.skipIf(noLoop !== '')(
-    titled('by somebody who cannot be seen and does not leave is refused in the end', noLoop),
+    titled('by somebody who does not leave is refused in the end, and told where it is open', noLoop),
     async () => {
       await withLoop(MIB, async (device) => {
         const first = await open(device)
         const error = await refusal(open(device))
         expect(error).toBeInstanceOf(BlockError)
         expect(error).toMatchObject({ code: 'EBUSY', syscall: 'open', path: device })
-        expect(error.message).toMatch(/in use/)
+        expect(error.message).toContain(`in use: somebody holds the device; it is open in process ${process.pid} (`)
         const beside = await open(device, { exclusive: false })
         await beside.close()
         await first.close()
@@ -316,6 +317,21 @@ describe('partitions', () => {
           expect(part.message).not.toContain('partition ')
         })
         await (await open(device)).close()
+      })
+    },
+  )
+
+  test.skipIf(noMount !== '')(
+    titled('are busy where the whole disk is mounted, and the message names the disk', noMount),
+    async () => {
+      await withPartition(async (device, partition) => {
+        run('mkfs.ext4', '-q', '-F', device)
+        await withMount(device, async (mountPoint) => {
+          const error = await refusal(open(partition))
+          expect(error).toMatchObject({ code: 'EBUSY', path: partition })
+          expect(error.message).toContain(`its disk ${path.basename(device)} is mounted on ${mountPoint}`)
+        })
+        await (await open(partition)).close()
       })
     },
   )
