@@ -23,7 +23,7 @@ import {
 } from './options.ts'
 
 const { O_RDONLY, O_RDWR, O_DIRECT, O_EXCL, O_CREAT } = fsConstants
-const { EBUSY, EEXIST, EINVAL, EISDIR } = constants.errno
+const { EBUSY, EEXIST, EINVAL, EISDIR, EROFS } = constants.errno
 
 /** How long a device may be busy with no holder to be seen: the kernel may still be finishing for a process that died. */
 const BUSY_RETRY_MS = 500
@@ -129,6 +129,12 @@ async function openAs(
   const exclusive = (options.exclusive ?? !options.readOnly) && kind === 'block'
   const flags = (options.readOnly ? O_RDONLY : O_RDWR) | (exclusive ? O_EXCL : 0)
   const geometry = await openNative(path, flags | (direct ? O_DIRECT : 0), engine.name)
+  if (geometry.deviceReadOnly && !options.readOnly) {
+    await blocking.close(geometry.file)
+    // Some kernels open it and refuse each write with EPERM.
+    const reason = 'the device is read-only; pass readOnly: true to read it'
+    throw new BlockError(EROFS, { syscall: 'open', path, reason })
+  }
   let tailFile = -1
   if (direct && !geometry.blockDevice) {
     try {
