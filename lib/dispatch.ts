@@ -13,9 +13,10 @@ import type { Engine } from './engine.ts'
 import { AbortError, BlockError, MultiwriteError } from './errors.ts'
 import { Gate } from './gate.ts'
 import { Gather, type Gathered } from './gather.ts'
+import { blocking, isFailure } from './native.ts'
 import type { CheckedCallOptions, MergeMode } from './options.ts'
 import type { Limits } from './planner/units.ts'
-import { Queue } from './queue.ts'
+import { GONE, Queue } from './queue.ts'
 import type { Callback, Work } from './requests.ts'
 import type { Counters } from './stats.ts'
 import type { Target } from './submission.ts'
@@ -79,7 +80,8 @@ export class Dispatch {
       },
     }
     this.gate = new Gate(ordered, blocks)
-    this.queue = new Queue(engine, this.gate, live, options.queueDepth, ordered, counters)
+    const isGone = blocks.growsByWriting ? null : () => deviceIsGone(target.file)
+    this.queue = new Queue(engine, this.gate, live, options.queueDepth, ordered, counters, isGone)
     this.#writes = new Gather(false, (gathered) => this.#startGathered(gathered))
     this.#reads = new Gather(true, (gathered) => this.#startGathered(gathered))
   }
@@ -249,6 +251,14 @@ export class Dispatch {
     this.queue.withdraw(batch, leaving, error)
     if (batch.withdraw(leaving, error)) queueMicrotask(() => batch.tell())
   }
+}
+
+/** Whether a block device was taken away or has no medium. */
+async function deviceIsGone(file: number): Promise<boolean> {
+  // Who can't be asked counts as there: then each request finds out for itself.
+  const geometry = await blocking.geometry(file).catch(() => null)
+  if (geometry === null) return false
+  return isFailure(geometry) ? GONE.has(geometry.errno) : geometry.size === 0
 }
 
 /** One that throws starves no sibling: its error surfaces as an uncaught exception of its own. */

@@ -27,6 +27,8 @@ import {
 const { EAGAIN, EINTR, ENODEV, ENXIO } = constants.errno
 /** Not in os.constants. */
 const ENOMEDIUM = 123
+/** What the kernel says where there is no device any more. */
+export const GONE: ReadonlySet<number> = new Set([ENODEV, ENXIO, ENOMEDIUM])
 
 /**
  * Milliseconds until something is tried again that the kernel had no room for. What is in flight may make room sooner, but with
@@ -42,6 +44,7 @@ export class Queue implements Lane {
   readonly #depth: number
   readonly #ordered: boolean
   readonly #counters: Counters
+  readonly #isGone: (() => Promise<boolean>) | null
   #waiting: Submission[] = []
   #head = 0
   #front: Submission[] = []
@@ -60,6 +63,8 @@ export class Queue implements Lane {
   #collecting = false
   #retrying = false
   #settlingSoon = false
+  /** Submissions that failed, while it is asked whether there is a device left. */
+  #failed: Submission[] = []
   readonly #pump = (): void => this.pump()
   readonly #send = (): void => this.#sendMore()
   readonly #tell = (): void => this.#tellAll()
@@ -67,14 +72,24 @@ export class Queue implements Lane {
   /**
    * @param depth submissions in flight at once
    * @param ordered whether overlaps in flight would be a mistake of ours
+   * @param isGone asks whether there is no device any more; `null` for a file, which stays
    */
-  constructor(engine: Engine, gate: Gate, target: Target, depth: number, ordered: boolean, counters: Counters) {
+  constructor(
+    engine: Engine,
+    gate: Gate,
+    target: Target,
+    depth: number,
+    ordered: boolean,
+    counters: Counters,
+    isGone: (() => Promise<boolean>) | null,
+  ) {
     this.#engine = engine
     this.#gate = gate
     this.#target = target
     this.#depth = depth
     this.#ordered = ordered
     this.#counters = counters
+    this.#isGone = isGone
   }
 
   /** Puts submissions behind those that wait; `pump` sends them. */
@@ -242,15 +257,35 @@ export class Queue implements Lane {
       this.#runSingles(parent)
     } else if (mustIsolate(submission)) {
       this.#gate.lock(submission)
-      const isolation = new Isolation(
-        submission,
-        (singles) => this.#sendFirst(singles),
-        (failed) => this.#finish(failed),
-      )
-      this.#runSingles(isolation)
+      if (this.#isGone === null) this.#isolate(submission)
+      else this.#isolateUnlessGone(submission, this.#isGone)
     } else {
       this.#finish(submission)
     }
+  }
+
+  #isolate(submission: Submission): void {
+    const isolation = new Isolation(
+      submission,
+      (singles) => this.#sendFirst(singles),
+      (failed) => this.#finish(failed),
+    )
+    this.#runSingles(isolation)
+  }
+
+  /** A device that went away has size 0, and no errno of its own: to carry out a long batch singly would be to no avail. */
+  #isolateUnlessGone(submission: Submission, isGone: () => Promise<boolean>): void {
+    if (this.#failed.push(submission) > 1) return
+    void isGone().then((gone) => {
+      const failed = this.#failed
+      this.#failed = []
+      for (const one of failed) {
+        if (gone) this.#finish(one)
+        else this.#isolate(one)
+      }
+      this.pump()
+      this.#tellAll()
+    })
   }
 
   #runSingles(isolation: Parent): void {
@@ -377,6 +412,6 @@ function isSameRequest(a: Submission, b: Submission): boolean {
  */
 function mustIsolate(submission: Submission): boolean {
   const { errno } = submission
-  if (errno === 0 || errno === ENODEV || errno === ENXIO || errno === ENOMEDIUM) return false
+  if (errno === 0 || GONE.has(errno)) return false
   return submission.membersTo - submission.membersFrom > 1 || submission.hadNeighbour
 }

@@ -215,6 +215,37 @@ describe.each(engineNames)(`%s: a block device that shrinks${noLoop && ` (${noLo
     })
   })
 
+  test.skipIf(noLoop !== '')('to nothing, as one that was taken away: nobody is asked for one by one', async () => {
+    await withLoop(async (device, resize) => {
+      const disk = await open(device, { engine })
+      try {
+        resize(0)
+        const answers: unknown[] = []
+        const writes = Array.from({ length: 64 }, (_, at) => ({
+          offset: at * page,
+          data: pattern(at, page),
+          callback(error: unknown): void {
+            answers[at] = answers[at] === undefined ? error : 'twice'
+          },
+        }))
+        expect(await soon(disk.multiwrite(writes))).toEqual({ requests: 64, failed: 64 })
+        for (const [at, error] of answers.entries()) {
+          expect(error).toMatchObject({ name: 'BlockError', offset: at * page, length: page })
+        }
+        const reads = [0, 1, 2].map((at) => ({ offset: at * page, into: Buffer.alloc(page) }))
+        await expect(soon(disk.multiread(reads))).rejects.toMatchObject({ failed: [0, 1, 2] })
+        expect(disk.stats).toMatchObject({ isolated: 0, resubmitted: 0 })
+        resize(64)
+        await soon(disk.multiwrite(writes))
+        const into = Buffer.alloc(page)
+        await disk.read(63 * page, into)
+        expect(difference(into, pattern(63, page))).toBeNull()
+      } finally {
+        await disk.close()
+      }
+    })
+  })
+
   test.skipIf(noLoop !== '')('in the middle of a batch: each request is answered, and truly', async () => {
     await withLoop(async (device, resize) => {
       const disk = await open(device, { engine, queueDepth: 2, merge: { mode: 'off' } })
