@@ -42,7 +42,8 @@ export class Gate {
   /** Runs an operation on a range when nothing earlier is in its way; it must `leave` when it has ended. */
   enter(start: number, end: number, run: () => void): Hold<Waiter> {
     const hold = new Hold<Waiter>(start, end, false, { batch: null, owner: -1, run })
-    this.#tracker.add(hold, this.#ordered ? this.#tracker.frontier(hold) : [])
+    // Also where calls are not ordered: what is entered then is a lock, or an operation like this one.
+    this.#tracker.add(hold, this.#tracker.frontier(hold))
     if (hold.blockers === 0) run()
     return hold
   }

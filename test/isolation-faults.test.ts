@@ -164,6 +164,31 @@ everywhere([bufferedFile, directFile, loop512], (target, engine) => {
     }
   })
 
+  test('so do zeroes, without order of calls, too', async () => {
+    for (const ordered of [true, false]) {
+      await onDisk(
+        async (disk, made) => {
+          const answers = new Answers()
+          const requests = pages(6, answers)
+          let told = -1
+          await withFaults([fails(EIO), { on: 'write', does: 'hold', after: 1, times: forever }], async () => {
+            const batch = disk.multiwrite(requests)
+            while (disk.stats.isolated === 0) await turn()
+            const zeroes = disk.writeZeroes(page, 2 * page).then(() => {
+              told = answers.of.length
+            })
+            await Promise.all([batch, zeroes])
+          })
+          expect(told, `ordered: ${ordered}`).toBe(6)
+          const expected = all(requests)
+          expected.fill(0, page, 3 * page)
+          expect(difference(made.readBack(), expected), `ordered: ${ordered}`).toBeNull()
+        },
+        { ordered },
+      )
+    }
+  })
+
   test('what does not overlap is not held up', async () => {
     await onDisk(async (disk) => {
       const answers = new Answers()
