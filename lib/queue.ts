@@ -249,8 +249,8 @@ export class Queue implements Lane {
 
   #conclude(submission: Submission): void {
     const { parent } = submission
-    // The page cache reports a lost page to whoever syncs first, and then forgets it.
-    const cached = !this.#target.direct || submission.alone
+    // The page cache reports a lost page to whoever syncs first, and then forgets it. What never left has not asked it.
+    const cached = (!this.#target.direct || submission.alone) && submission.place >= 0
     if (submission.errno !== 0 && submission.fua && cached) submission.batch.fuaFailed(submission)
     if (parent !== null) {
       parent.childEnded(submission)

@@ -193,7 +193,7 @@ export class Submission implements Operation {
   /** Makes up the next system call: gives the engine its vectors and sets `op`, `file`, `place` and `flags`. */
   fill(engine: Engine, staging: Staging, target: Target): Filled {
     if (this.end > target.size) {
-      this.errno = ENOSPC
+      this.errno = this.read ? EIO : ENOSPC
       return Filled.pastEnd
     }
     this.bounces = false

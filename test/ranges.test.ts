@@ -418,10 +418,17 @@ describe('truncate', () => {
         await withDisk(made, { engine }, async (disk) => {
           const truncated = disk.truncate(Number.MAX_SAFE_INTEGER)
           const beyond = disk.write(4 * size, pattern(1, 4096))
-          const results = await Promise.allSettled([truncated, beyond])
+          const durable = disk.write(5 * size, pattern(1, 4096), { fua: true })
+          const read = disk.read(4 * size, Buffer.alloc(4096))
+          const results = await Promise.allSettled([truncated, beyond, durable, read])
           if (results[0].status === 'fulfilled') return
           expect(fs.statSync(made.path).size).toBe(size)
-          expect(results[1].status).toBe('rejected')
+          const [, ...codes] = results.map((result) =>
+            result.status === 'rejected' ? (result.reason as BlockError).code : 'ok',
+          )
+          expect(codes).toEqual(['ENOSPC', 'ENOSPC', 'EIO'])
+          // The kernel was not asked, so nothing that it has to say of lost data was missed.
+          await disk.flush()
         })
       })
     })
