@@ -49,7 +49,8 @@ export class Ranges {
 
   /** The range reads as zeros: whole blocks by the kernel's call for it, heads and tails by writing. */
   writeZeroes(offset: number, length: number, size: number, unmap: boolean, fua: boolean): Promise<void> {
-    if (length > 0) this.#context.counters.zeroes++
+    if (length === 0) return Promise.resolve()
+    this.#context.counters.zeroes++
     return this.#hold(offset, offset + length, async () => {
       const error = await this.#zero(offset, offset + length, size, unmap)
       return error === null && fua ? this.#context.dispatch.sync() : error
@@ -106,9 +107,8 @@ export class Ranges {
   /** Does something when nothing earlier is in its way, with everything later kept out until it is done. */
   #hold(start: number, end: number, run: () => Promise<BlockError | null>): Promise<void> {
     const { gate, queue, durability } = this.#context.dispatch
-    if (start === end) return run().then((error) => (error === null ? undefined : Promise.reject(error)))
     const span = this.#context.blocks.aroundForKernel(start, end)
-    const ticket = durability.issue()
+    const ticket = durability.issue(false)
     return new Promise((resolve, reject) => {
       const begin = (): void => {
         void run().then((error) => {

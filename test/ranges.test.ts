@@ -605,6 +605,14 @@ describe('arguments', () => {
     }, true)
   })
 
+  test('a range of no bytes is left alone, also with fua', async () => {
+    await onFile(async (disk) => {
+      await disk.writeZeroes(size, 0, { fua: true })
+      await disk.discard(0, 0)
+      expect(disk.stats).toMatchObject({ zeroes: 0, discards: 0, flushes: 0 })
+    })
+  })
+
   test('a closed device refuses all of it', async () => {
     await withTarget(bufferedFile, size, async (made) => {
       const disk = await open(made.path)
