@@ -295,7 +295,7 @@ export class BlockDevice {
     this.#check('statx')
     this.#dispatch.sendGathered()
     // `close` waits for it as for any operation: the descriptor must not go away underneath.
-    const ticket = this.#dispatch.durability.issue()
+    const ticket = this.#dispatch.durability.issue(true)
     try {
       let geometry: Geometry | Failure
       let truncated: number

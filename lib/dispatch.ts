@@ -227,7 +227,7 @@ export class Dispatch {
 
   /** Takes in a batch; `#go` sends what of it may go. */
   #start(work: Work, answer: (owner: number, error: Error | null) => void, finished: () => void): Batch {
-    const ticket = this.durability.issue()
+    const ticket = this.durability.issue(work.read)
     const heard = (owner: number, error: Error | null): void => {
       // After a failed flush nothing can be promised to be stable.
       answer(owner, error ?? (work.fua?.[owner] === 1 ? this.durability.failure : null))

@@ -1,6 +1,7 @@
 // Flushes. A flush covers every write issued before it, so it waits until those have ended, and only then starts an
 // fdatasync: the kernel's own flush covers nothing that is still in flight. Waiters that are ready at the same moment share
-// one; a waiter that becomes ready while one is under way waits for the next.
+// one; a waiter that becomes ready while one is under way waits for the next. Reads have nothing to be made durable: they are
+// counted apart, for those who wait until everything has ended.
 //
 // A failed flush latches. The kernel reports lost data once and then calls the pages clean, so a later success would be a
 // lie: from then on every flush fails with that error until the device is opened again.
@@ -9,11 +10,43 @@ import type { BlockError } from './errors.ts'
 
 /** A place in the order of operations; see `issue`. */
 export interface Ticket {
+  readonly line: Line
   ended: boolean
 }
 
+/** Operations in the order of issue, and how many of them have ended with all before them. */
+class Line {
+  /** From the `ended`-th ever issued on. */
+  #tickets: Ticket[] = []
+  #head = 0
+  ended = 0
+  issued = 0
+
+  issue(): Ticket {
+    const ticket = { line: this, ended: false }
+    this.#tickets.push(ticket)
+    this.issued++
+    return ticket
+  }
+
+  end(ticket: Ticket): void {
+    ticket.ended = true
+    while (this.#head < this.#tickets.length && this.#tickets[this.#head]!.ended) {
+      this.#head++
+      this.ended++
+    }
+    if (this.#head === this.#tickets.length) {
+      this.#tickets = []
+      this.#head = 0
+    } else if (this.#head >= 1024) {
+      this.#tickets = this.#tickets.slice(this.#head)
+      this.#head = 0
+    }
+  }
+}
+
 interface Waiter {
-  /** Operations issued before the flush. */
+  /** Writes issued before the flush. */
   after: number
   resolve: () => void
   reject: (error: BlockError) => void
@@ -21,13 +54,10 @@ interface Waiter {
 
 export class Durability {
   readonly #sync: (done: (error: BlockError | null) => void) => void
-  /** Tickets in order of issue, from the `#ended`-th ever issued on. */
-  #tickets: Ticket[] = []
-  #head = 0
-  #ended = 0
-  #issued = 0
+  readonly #writes = new Line()
+  readonly #reads = new Line()
   #waiters: Waiter[] = []
-  #listeners: { after: number; resolve: () => void }[] = []
+  #listeners: { writes: number; reads: number; resolve: () => void }[] = []
   #syncing = false
   #failure: BlockError | null = null
 
@@ -37,27 +67,13 @@ export class Durability {
   }
 
   /** Notes that an operation begins. */
-  issue(): Ticket {
-    const ticket = { ended: false }
-    this.#tickets.push(ticket)
-    this.#issued++
-    return ticket
+  issue(read: boolean): Ticket {
+    return (read ? this.#reads : this.#writes).issue()
   }
 
   /** Notes that an operation has ended, well or not. */
   end(ticket: Ticket): void {
-    ticket.ended = true
-    while (this.#head < this.#tickets.length && this.#tickets[this.#head]!.ended) {
-      this.#head++
-      this.#ended++
-    }
-    if (this.#head === this.#tickets.length) {
-      this.#tickets = []
-      this.#head = 0
-    } else if (this.#head >= 1024) {
-      this.#tickets = this.#tickets.slice(this.#head)
-      this.#head = 0
-    }
+    ticket.line.end(ticket)
     if (this.#waiters.length > 0) this.#startIfReady()
     if (this.#listeners.length > 0) this.#tellListeners()
   }
@@ -72,10 +88,10 @@ export class Durability {
     this.#failure ??= error
   }
 
-  /** Resolves when everything issued before the call is on stable storage. */
+  /** Resolves when every write issued before the call is on stable storage. */
   flush(): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#waiters.push({ after: this.#issued, resolve, reject })
+      this.#waiters.push({ after: this.#writes.issued, resolve, reject })
       this.#startIfReady()
     })
   }
@@ -83,23 +99,27 @@ export class Durability {
   /** Resolves when everything issued before the call has ended, well or not. */
   settled(): Promise<void> {
     return new Promise((resolve) => {
-      this.#listeners.push({ after: this.#issued, resolve })
+      this.#listeners.push({ writes: this.#writes.issued, reads: this.#reads.issued, resolve })
       this.#tellListeners()
     })
   }
 
   #tellListeners(): void {
-    const ready = this.#listeners.filter((listener) => listener.after <= this.#ended)
+    const ready = this.#listeners.filter((listener) => this.#hasEnded(listener))
     if (ready.length === 0) return
-    this.#listeners = this.#listeners.filter((listener) => listener.after > this.#ended)
+    this.#listeners = this.#listeners.filter((listener) => !this.#hasEnded(listener))
     for (const listener of ready) listener.resolve()
+  }
+
+  #hasEnded({ writes, reads }: { writes: number; reads: number }): boolean {
+    return writes <= this.#writes.ended && reads <= this.#reads.ended
   }
 
   #startIfReady(): void {
     if (this.#syncing) return
-    const ready = this.#waiters.filter((waiter) => waiter.after <= this.#ended)
+    const ready = this.#waiters.filter((waiter) => waiter.after <= this.#writes.ended)
     if (ready.length === 0) return
-    this.#waiters = this.#waiters.filter((waiter) => waiter.after > this.#ended)
+    this.#waiters = this.#waiters.filter((waiter) => waiter.after > this.#writes.ended)
     if (this.#failure !== null) {
       for (const waiter of ready) waiter.reject(this.#failure)
       return

@@ -230,6 +230,25 @@ describe('a flush', () => {
       )
     })
 
+    test('does not wait for reads, and close waits for both', async () => {
+      await withTarget(target, 1 << 20, (made) =>
+        withDisk(made, { engine }, async (disk) => {
+          await disk.write(0, pattern(1, 4096))
+          let filled = false
+          const into = Buffer.alloc(1 << 19)
+          const read = disk.multiread([{ offset: 4096, into }]).then(() => {
+            filled = into.every((byte) => byte === background)
+          })
+          const flushed = disk.flush()
+          // Nothing of the read can have been heard yet.
+          expect(disk.stats).toMatchObject({ flushes: 1, read: { submissions: 1 } })
+          await disk.close()
+          await Promise.all([read, flushed])
+          expect(filled).toBe(true)
+        }),
+      )
+    })
+
     test('is made far more seldom than it is asked for by many writers', async () => {
       const lanes = 64
       const rounds = 10
