@@ -47,6 +47,7 @@ export class Queue implements Lane {
   readonly #isGone: (() => Promise<boolean>) | null
   #waiting: Submission[] = []
   #head = 0
+  /** Those that hold staging memory stand first: they go on with what they have, and others may wait for just that. */
   #front: Submission[] = []
   /** What the kernel had no room for, until the timer runs out; what comes meanwhile may pass it. */
   #later: Submission[] = []
@@ -174,6 +175,7 @@ export class Queue implements Lane {
     } else {
       if (outcome !== Outcome.next) this.#counters.resubmitted++
       if (result === -EAGAIN) this.#later.push(submission)
+      else if (submission.isStaged) this.#front.unshift(submission)
       else this.#front.push(submission)
     }
     this.#collect()
@@ -240,7 +242,9 @@ export class Queue implements Lane {
 
   #retry(): void {
     this.#retrying = false
-    this.#front = this.#later.concat(this.#front)
+    const staged = this.#later.filter((submission) => submission.isStaged)
+    const others = this.#later.filter((submission) => !submission.isStaged)
+    this.#front = staged.concat(this.#front, others)
     this.#flushes = this.#flushes.concat(this.#laterFlushes)
     this.#later = []
     this.#laterFlushes = []
@@ -317,7 +321,7 @@ export class Queue implements Lane {
     }
   }
 
-  /** Memory was taken away before the submission left: what is left of it goes instead, in the same place. */
+  /** Memory was taken away before the submission left: what is left of it goes instead, before all that wait. */
   #replaceLost(submission: Submission): void {
     const { batch } = submission
     const lost = submission.lostOwners()
@@ -326,8 +330,7 @@ export class Queue implements Lane {
       this.#endSoon(submission)
       return
     }
-    const rest = this.#replace(submission, lost, (owner) => batch.memoryError(owner))
-    this.#front = rest.concat(this.#front)
+    this.#sendFirst(this.#replace(submission, lost, (owner) => batch.memoryError(owner)))
   }
 
   /** Withdraws requests from the submissions that were never sent; what is left of those is planned anew. */

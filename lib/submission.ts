@@ -456,6 +456,11 @@ export class Submission implements Operation {
     return false
   }
 
+  /** Whether it holds staging memory, so that `fill` needs none. */
+  get isStaged(): boolean {
+    return this.#stagedAt >= 0
+  }
+
   /** Whether `lostOwners` must be asked at the end: memory that could be taken away was used by the kernel, or read into. */
   get loose(): boolean {
     return this.#loose

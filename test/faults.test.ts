@@ -369,4 +369,30 @@ everywhere([bufferedFile, directFile], (target, engine) => {
       })
     })
   })
+
+  if (target.direct) {
+    // What has to rewrite blocks holds its memory while it reads them. Once all memory was held like that by writes which stood
+    // behind a read that needed some: nothing was in flight any more, and nobody ever went on.
+    test('who has memory is not kept waiting by who needs some', async () => {
+      const MiB = 1 << 20
+      const options = { engine, queueDepth: 1024, merge: { maxBytes: MiB } }
+      await withTarget(target, 36 * MiB, (made) =>
+        withDisk(made, options, async (disk) => {
+          const [large, small] = [pattern(1, 1_000_000), pattern(2, 100)]
+          // As many as have memory at first: 31 of 1 MiB and 256 of 4 KiB.
+          const rules: Rule[] = [
+            { on: 'read', does: 'replace', value: EAGAIN, times: 287 },
+            { on: 'read', does: 'hold', times: forever },
+          ]
+          await withFaults(rules, async () => {
+            const done: Promise<unknown>[] = [disk.read(35 * MiB, Buffer.alloc(page))]
+            for (let i = 0; i < 31; i++) done.push(disk.write(i * MiB + 17, large))
+            for (let i = 0; i < 300; i++) done.push(disk.write(31 * MiB + i * 2 * page + 17, small))
+            await Promise.all(done)
+          })
+          expect(disk.stats).toMatchObject({ rmw: 331, bounced: 332, resubmitted: 287 })
+        }),
+      )
+    })
+  }
 })
