@@ -17,7 +17,7 @@ import { blocking, isFailure } from './native.ts'
 import type { CheckedCallOptions, MergeMode } from './options.ts'
 import type { Limits } from './planner/units.ts'
 import { GONE, Queue } from './queue.ts'
-import type { Callback, Work } from './requests.ts'
+import { type Callback, isUint8Array, type Work } from './requests.ts'
 import type { Counters } from './stats.ts'
 import type { Target } from './submission.ts'
 
@@ -277,7 +277,7 @@ function scoped(callback: Callback, request: unknown, error: Error | null): void
 }
 
 function lengthOf(data: Uint8Array | readonly Uint8Array[]): number {
-  if (data instanceof Uint8Array) return data.length
+  if (isUint8Array(data)) return data.length
   let length = 0
   for (const piece of data) length += piece.length
   return length

@@ -2,6 +2,7 @@
 // comes out is flat: ranges in typed arrays and the pieces of memory as units of the planner. An error names the argument as
 // the caller would write it, such as `requests[1].offset`, and leaves nothing behind.
 
+import { types } from 'node:util'
 import type { AbortError, BlockError } from './errors.ts'
 import { invalidType, invalidValue, outOfRange } from './errors-argument.ts'
 import { float64s, int32s, uint8s } from './planner/arrays.ts'
@@ -59,6 +60,9 @@ export interface Work {
   /** Per unit: its request; `null` where they are the same. */
   readonly owner: Int32Array | null
 }
+
+/** By what it is, not by its prototype: another realm has a prototype of its own, and any object can be given ours. */
+export const isUint8Array: (value: unknown) => value is Uint8Array = types.isUint8Array
 
 /** Whose arguments are looked at: this element of `requests`, or those of a call for one. */
 export const NO_INDEX = -1
@@ -120,7 +124,7 @@ export class Collector {
   add(offset: number, data: Uint8Array | readonly Uint8Array[], at: number, size: number): number {
     const index = this.#data.length
     let length = 0
-    if (data instanceof Uint8Array) {
+    if (isUint8Array(data)) {
       length = data.length
       this.#pieces++
     } else {
@@ -178,7 +182,7 @@ export class Collector {
     for (let i = 0; i < count; i++) {
       const data = this.#data[i]!
       let place = this.#offset[i]!
-      for (const piece of data instanceof Uint8Array ? [data] : data) {
+      for (const piece of isUint8Array(data) ? [data] : data) {
         if (piece.length === 0) continue
         const unit = divided.count++
         divided.offset[unit] = place
@@ -234,7 +238,7 @@ export function readOffset(offset: unknown, index: number): number {
 
 /** Memory as one piece, or as a copy of the array of pieces. */
 export function readData(data: unknown, index: number, property: string): Uint8Array | readonly Uint8Array[] {
-  if (data instanceof Uint8Array) {
+  if (isUint8Array(data)) {
     if (data.length === 0) checkAttached(data, nameOf(index, property))
     return data
   }
@@ -244,7 +248,7 @@ export function readData(data: unknown, index: number, property: string): Uint8A
   const pieces = [...(data as unknown[])]
   for (let i = 0; i < pieces.length; i++) {
     const piece = pieces[i]
-    if (!(piece instanceof Uint8Array)) {
+    if (!isUint8Array(piece)) {
       throw invalidType(`${nameOf(index, property)}[${i}]`, ['Buffer', 'Uint8Array'], piece)
     }
     if (piece.length === 0) checkAttached(piece, `${nameOf(index, property)}[${i}]`)
@@ -258,11 +262,14 @@ function readFlag(value: unknown, index: number, property: string): boolean {
   return value
 }
 
-/** A detached view has length 0, like an empty one; only making a view of its buffer tells them apart. */
+/**
+ * A view of memory that was detached, or of a part that a resizable buffer has shrunk away, has length 0 like an empty one.
+ * Methods tell them apart: they refuse to work on it.
+ */
 function checkAttached(view: Uint8Array, name: string): void {
   try {
-    new Uint8Array(view.buffer, 0, 0)
+    Uint8Array.prototype.at.call(view, 0)
   } catch {
-    throw invalidValue(name, view, 'is detached')
+    throw invalidValue(name, view, 'is detached, or outside of its buffer')
   }
 }

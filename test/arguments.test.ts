@@ -55,6 +55,14 @@ function detached(length = 4096): Uint8Array {
   return bytes
 }
 
+/** A view whose buffer has become too short for it: its length is 0 as if it were empty. */
+function outsideOfBuffer(length = 4096): Uint8Array {
+  const resizable = Reflect.construct(ArrayBuffer, [length, { maxByteLength: length }])
+  const bytes = new Uint8Array(resizable, 0, length)
+  resizable.resize(0)
+  return bytes
+}
+
 /** What is no whole number of bytes at all, and what kind of mistake it is. */
 const badNumbers: [string, unknown, Expected][] = [
   ['undefined', undefined, wrongType],
@@ -83,7 +91,9 @@ const badBytes: [string, unknown, Expected][] = [
   ['an ArrayBuffer', new ArrayBuffer(16), wrongType],
   ['a DataView', new DataView(new ArrayBuffer(16)), wrongType],
   ['another typed array', new Uint16Array(16), wrongType],
+  ['an object with the prototype of one', Object.create(Buffer.prototype), wrongType],
   ['detached', detached(), wrongValue],
+  ['outside of its buffer', outsideOfBuffer(), wrongValue],
 ]
 const badFlags: [string, unknown][] = [
   ['a number', 1],

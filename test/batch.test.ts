@@ -4,6 +4,7 @@
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
+import { runInNewContext } from 'node:vm'
 import fc from 'fast-check'
 import { create, type OpenOptions, open } from 'multiwrite'
 import { describe, expect, test } from 'vitest'
@@ -314,6 +315,23 @@ describe.each(bufferedEngines)('%s: forms of arguments', (engine) => {
       const data: readonly Uint8Array[] = Object.freeze([pattern(1, 20), pattern(2, 30)])
       const requests = Object.freeze([Object.freeze({ offset: 10, data })])
       await withDisk(made, { engine }, (disk) => disk.multiwrite(requests))
+      expect(difference(made.readBack(), model.bytes)).toBeNull()
+    })
+  })
+
+  test('requests and data may come from another realm', async () => {
+    await withTarget(bufferedFile, size, async (made) => {
+      const model = new Model(size)
+      model.write(10, Buffer.alloc(30, 1))
+      model.write(100, Buffer.alloc(20, 2))
+      const script = `[
+        { offset: 10, data: [new Uint8Array(10).fill(1), new Uint8Array(20).fill(1)] },
+        { offset: 100, data: new Uint8Array(10).fill(2) },
+      ]`
+      await withDisk(made, { engine }, async (disk) => {
+        await disk.multiwrite(runInNewContext(script))
+        await disk.write(110, runInNewContext('new Uint8Array(10).fill(2)'))
+      })
       expect(difference(made.readBack(), model.bytes)).toBeNull()
     })
   })
