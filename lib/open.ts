@@ -29,6 +29,9 @@ const { EBUSY, EEXIST, EINVAL, EISDIR, EROFS } = constants.errno
 const BUSY_RETRY_MS = 500
 const BUSY_RETRY_STEP_MS = 50
 
+/** Opening a pipe or a terminal may block or change it, so it is not even tried. */
+const NEITHER = 'this is neither a block device nor a regular file'
+
 /**
  * Opens a block device or an image file.
  *
@@ -65,6 +68,9 @@ export async function create(path: string | URL, options: CreateOptions): Promis
     await device.close()
     throw outOfRange('options.size', `<= ${device.size}, the size of ${name}`, checked.size)
   }
+  if (kind === 'other') throw new BlockError(EINVAL, { syscall: 'open', path: name, reason: NEITHER })
+  // What can't be opened afterwards must not cost an existing file its content.
+  chooseEngine(threadEngine(), checked.engine, checked.direct ?? false, name)
   try {
     await asBlockError(name, () => makeFile(name, checked.size, checked.overwrite))
     return await openChecked(name, checked)
@@ -97,11 +103,7 @@ async function makeFile(path: string, size: number, overwrite: boolean): Promise
 async function openChecked(path: string, options: CheckedOptions): Promise<BlockDevice> {
   const kind = await kindOf(path)
   if (kind === 'directory') throw new BlockError(EISDIR, { syscall: 'open', path })
-  if (kind === 'other') {
-    // Opening a pipe or a terminal may block or change it, so it is not even tried.
-    const reason = 'this is neither a block device nor a regular file'
-    throw new BlockError(EINVAL, { syscall: 'open', path, reason })
-  }
+  if (kind === 'other') throw new BlockError(EINVAL, { syscall: 'open', path, reason: NEITHER })
   const direct = options.direct ?? kind === 'block'
   const opened = await openAs(path, kind, options, direct).catch((error: unknown) => {
     // By default the page cache serves where there is no O_DIRECT; who asked for direct I/O must hear of it.

@@ -114,6 +114,27 @@ describe.each(bufferedEngines)('%s: create', (engine) => {
     })
   })
 
+  // The file was emptied first and the options were looked at together afterwards.
+  test('options that do not go together cost a file nothing, with overwrite too', async () => {
+    await inDirectory(async (directory) => {
+      const file = path.join(directory, 'image')
+      fs.writeFileSync(file, 'precious')
+      const error = await failure(create(file, { size, engine: 'aio', overwrite: true }))
+      expect(error).toMatchObject({ code: 'ERR_INVALID_ARG_VALUE' })
+      expect((error as Error).message).toContain('options.engine')
+      expect(fs.readFileSync(file, 'utf8')).toBe('precious')
+    })
+  })
+
+  test('what is neither a file nor a device is not even opened, with overwrite too', async () => {
+    for (const overwrite of [false, true]) {
+      const error = await failure(create('/dev/null', { size, engine, overwrite }))
+      expect(error).toBeInstanceOf(BlockError)
+      expect(error).toMatchObject({ code: overwrite ? 'EINVAL' : 'EEXIST', path: '/dev/null' })
+      expect((error as Error).message).toMatch(overwrite ? /neither a block device nor a regular file/ : /exists/)
+    }
+  })
+
   test('refuses a symbolic link, wherever it leads', async () => {
     await inDirectory(async (directory) => {
       const file = path.join(directory, 'image')
