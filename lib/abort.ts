@@ -1,11 +1,15 @@
-// Listening to AbortSignals: one listener per signal, however many requests it was given with.
+// Listening to AbortSignals: one listener per signal, however many requests it was given with. What they have to do about it
+// they may do together: there can be a hundred thousand of them.
 
 import { AbortError } from './errors.ts'
 import { invalidType } from './errors-argument.ts'
 
+/** Runs when a signal is raised; what it returns runs once when all have, whoever else returned the same. */
+export type OnAbort = () => () => void
+
 /** What runs when a signal is raised, and the listener that runs it. */
 interface Listening {
-  readonly runs: Set<() => void>
+  readonly runs: Set<OnAbort>
   readonly listener: () => void
 }
 
@@ -23,7 +27,7 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
 }
 
 /** Calls `run` when the signal is raised, unless the returned function was called before. */
-export function onAbort(signal: AbortSignal, run: () => void): () => void {
+export function onAbort(signal: AbortSignal, run: OnAbort): () => void {
   const current = listening.get(signal) ?? listen(signal)
   current.runs.add(run)
   return () => {
@@ -36,10 +40,11 @@ export function onAbort(signal: AbortSignal, run: () => void): () => void {
 }
 
 function listen(signal: AbortSignal): Listening {
-  const runs = new Set<() => void>()
+  const runs = new Set<OnAbort>()
   const listener = (): void => {
     listening.delete(signal)
-    for (const one of [...runs]) one()
+    const last = new Set([...runs].map((one) => one()))
+    for (const one of last) one()
   }
   const current = { runs, listener }
   listening.set(signal, current)

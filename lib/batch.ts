@@ -18,7 +18,7 @@ import { planSeparately } from './planner/separate.ts'
 import type { Limits, Plan, Units } from './planner/units.ts'
 import type { Work } from './requests.ts'
 import type { Counters } from './stats.ts'
-import { type Claim, Submission, type SubmissionOwner, type UnitMap, type Waiter } from './submission.ts'
+import { type Claim, type Owners, Submission, type SubmissionOwner, type UnitMap, type Waiter } from './submission.ts'
 import type { Hold, Tracker } from './tracker.ts'
 
 const { EFAULT } = constants.errno
@@ -155,7 +155,7 @@ export class Batch implements SubmissionOwner {
    * Replaces a submission that was never sent by what is left of it without the requests in `leaving`, which fail with
    * `errorOf`. The old submission must be ended as well.
    */
-  replan(submission: Submission, leaving: ReadonlySet<number>, errorOf: (owner: number) => Error): Submission[] {
+  replan(submission: Submission, leaving: Owners, errorOf: (owner: number) => Error): Submission[] {
     const { offset, length, claim } = submission
     const kept: number[] = []
     for (let m = submission.membersFrom; m < submission.membersTo; m++) {
@@ -188,9 +188,9 @@ export class Batch implements SubmissionOwner {
    * Withdraws those of the requests that still wait for their turn: the next `tell` answers them. Returns whether there were
    * any. They keep their place in the order of calls until it comes: others may wait behind them.
    */
-  withdraw(leaving: ReadonlySet<number>, error: Error): boolean {
+  withdraw(leaving: ReadonlyMap<number, Error>): boolean {
     let any = false
-    for (const owner of leaving) {
+    for (const [owner, error] of leaving) {
       if (this.#state[owner] !== State.waiting || this.work.length[owner] === 0) continue
       this.#state[owner] = State.withdrawn
       this.fail(owner, error)

@@ -12,7 +12,7 @@ import { Durability } from './durability.ts'
 import type { Engine } from './engine.ts'
 import { AbortError, BlockError, MultiwriteError } from './errors.ts'
 import { Gate } from './gate.ts'
-import { Gather, type Gathered } from './gather.ts'
+import { type Caller, Gather, type Gathered } from './gather.ts'
 import { blocking, isFailure } from './native.ts'
 import type { CheckedCallOptions, MergeMode } from './options.ts'
 import type { Limits } from './planner/units.ts'
@@ -50,6 +50,17 @@ export class Dispatch {
   readonly #context: BatchContext
   readonly #writes: Gather
   readonly #reads: Gather
+  /** Per batch, the requests to be withdrawn. */
+  #leaving = new Map<Batch, Map<number, AbortError>>()
+  /** Takes back what was not submitted of them; all at once, since it means to look at everything that waits. */
+  readonly #withdraw = (): void => {
+    const leaving = this.#leaving
+    this.#leaving = new Map()
+    this.queue.withdraw(leaving)
+    for (const [batch, owners] of leaving) {
+      if (batch.withdraw(owners)) queueMicrotask(() => batch.tell())
+    }
+  }
 
   constructor(engine: Engine, options: DispatchOptions) {
     const { blocks, merge, counters, target, path, engineName } = options
@@ -124,7 +135,7 @@ export class Dispatch {
           }
         },
       )
-      const stopListening = signal && onAbort(signal, () => this.#withdraw(batch, allOf(work), signal))
+      const stopListening = signal && onAbort(signal, () => this.#leave(batch, allOf(work), signal))
       this.#go(batch)
     })
   }
@@ -214,14 +225,13 @@ export class Dispatch {
         for (const stop of listening) stop()
       },
     )
-    for (let owner = 0; owner < callers.length; owner++) {
-      const { signal } = callers[owner]!
-      if (signal === undefined) continue
-      const leave = (): void => this.#withdraw(batch, new Set([owner]), signal)
-      // Raised while the call was being gathered: nothing of it has been submitted.
+    for (const [signal, owners] of ownersBySignal(callers)) {
+      const leave = (): (() => void) => this.#leave(batch, owners, signal)
+      // Raised while the calls were being gathered: nothing of them has been submitted.
       if (signal.aborted) leave()
       else listening.push(onAbort(signal, leave))
     }
+    if (this.#leaving.size > 0) this.#withdraw()
     this.#go(batch)
   }
 
@@ -245,11 +255,13 @@ export class Dispatch {
     if (batch.endEmpty()) queueMicrotask(() => batch.tell())
   }
 
-  /** Takes back what was not submitted of some requests of a batch. */
-  #withdraw(batch: Batch, leaving: ReadonlySet<number>, signal: AbortSignal): void {
+  /** Notes that some requests of a batch are to be withdrawn, and returns what does it. */
+  #leave(batch: Batch, owners: Iterable<number>, signal: AbortSignal): () => void {
     const error = new AbortError(signal.reason)
-    this.queue.withdraw(batch, leaving, error)
-    if (batch.withdraw(leaving, error)) queueMicrotask(() => batch.tell())
+    const leaving = this.#leaving.get(batch) ?? new Map<number, AbortError>()
+    for (const owner of owners) leaving.set(owner, error)
+    this.#leaving.set(batch, leaving)
+    return this.#withdraw
   }
 }
 
@@ -276,6 +288,18 @@ function scoped(callback: Callback, request: unknown, error: Error | null): void
   new AsyncResource('multiwrite').runInAsyncScope(callback, request, error, request)
 }
 
+function ownersBySignal(callers: readonly Caller[]): Map<AbortSignal, number[]> {
+  const found = new Map<AbortSignal, number[]>()
+  for (let owner = 0; owner < callers.length; owner++) {
+    const { signal } = callers[owner]!
+    if (signal === undefined) continue
+    const owners = found.get(signal)
+    if (owners === undefined) found.set(signal, [owner])
+    else owners.push(owner)
+  }
+  return found
+}
+
 function lengthOf(data: Uint8Array | readonly Uint8Array[]): number {
   if (isUint8Array(data)) return data.length
   let length = 0
@@ -283,6 +307,6 @@ function lengthOf(data: Uint8Array | readonly Uint8Array[]): number {
   return length
 }
 
-function allOf(work: Work): Set<number> {
-  return new Set(Array.from({ length: work.count }, (_, owner) => owner))
+function allOf(work: Work): number[] {
+  return Array.from({ length: work.count }, (_, owner) => owner)
 }

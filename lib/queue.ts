@@ -18,6 +18,7 @@ import {
   Filled,
   type Lane,
   Outcome,
+  type Owners,
   type Parent,
   type Submission,
   type SubmissionOwner,
@@ -333,18 +334,20 @@ export class Queue implements Lane {
     this.#sendFirst(this.#replace(submission, lost, (owner) => batch.memoryError(owner)))
   }
 
-  /** Withdraws requests from the submissions that were never sent; what is left of those is planned anew. */
-  withdraw(batch: SubmissionOwner, leaving: ReadonlySet<number>, error: AbortError): void {
-    const keep = (submission: Submission): Submission | Submission[] =>
-      submission.batch !== batch || submission.sent || submission.parent !== null || !submission.concerns(leaving)
+  /** Withdraws requests of batches from the submissions that were never sent; what is left of those is planned anew. */
+  withdraw(all: ReadonlyMap<SubmissionOwner, ReadonlyMap<number, AbortError>>): void {
+    const keep = (submission: Submission): Submission | Submission[] => {
+      const leaving = all.get(submission.batch)
+      return leaving === undefined || submission.sent || submission.parent !== null || !submission.concerns(leaving)
         ? submission
-        : this.#replace(submission, leaving, () => error)
+        : this.#replace(submission, leaving, (owner) => leaving.get(owner)!)
+    }
     this.#waiting = this.#waiting.slice(this.#head).flatMap(keep)
     this.#head = 0
     this.#front = this.#front.flatMap(keep)
   }
 
-  #replace(submission: Submission, leaving: ReadonlySet<number>, errorOf: (owner: number) => Error): Submission[] {
+  #replace(submission: Submission, leaving: Owners, errorOf: (owner: number) => Error): Submission[] {
     const rest = submission.batch.replan(submission, leaving, errorOf)
     for (const one of rest) one.lane = this
     this.#endSoon(submission)

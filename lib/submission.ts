@@ -50,6 +50,11 @@ export interface Claim {
   parts: number
 }
 
+/** Some requests of a batch. */
+export interface Owners {
+  has(owner: number): boolean
+}
+
 /** What a submission, and those who carry it, need of the batch that made it. */
 export interface SubmissionOwner {
   readonly work: Work
@@ -63,7 +68,7 @@ export interface SubmissionOwner {
   mayMerge(owner: number): boolean
   isWithdrawn(owner: number): boolean
   release(owners: readonly number[]): Submission[]
-  replan(submission: Submission, leaving: ReadonlySet<number>, errorOf: (owner: number) => Error): Submission[]
+  replan(submission: Submission, leaving: Owners, errorOf: (owner: number) => Error): Submission[]
   single(owner: number, start: number, end: number, fua: boolean): Submission[]
   fuaFailed(submission: Submission): void
   fail(owner: number, error: Error): void
@@ -449,7 +454,7 @@ export class Submission implements Operation {
   }
 
   /** Whether a request of `owners` waits for this submission. */
-  concerns(owners: ReadonlySet<number>): boolean {
+  concerns(owners: Owners): boolean {
     for (let m = this.membersFrom; m < this.membersTo; m++) {
       if (owners.has(this.members[m]!)) return true
     }

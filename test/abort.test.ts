@@ -529,3 +529,24 @@ everywhere([bufferedFile, directFile, loop4096], (target, engine) => {
     })
   })
 })
+
+// Each withdrawal once looked through all that waited: with so many calls, minutes in which nothing else ran.
+test('a hundred thousand calls are withdrawn together', async () => {
+  await withTarget(bufferedFile, 1 << 20, (made) =>
+    withDisk(made, { queueDepth: 1, merge: { mode: 'off' } }, async (disk) => {
+      const controller = new AbortController()
+      const { signal } = controller
+      const byte = pattern(1, 1)
+      const calls: Promise<unknown>[] = []
+      for (let at = 0; at < 100_000; at += 2) {
+        calls.push(outcome(disk.multiwrite([{ offset: 4 * at, data: byte }], { signal })))
+        calls.push(outcome(disk.write(4 * at + 4, byte, { signal })))
+      }
+      controller.abort()
+      const errors = await Promise.all(calls)
+      const withdrawn = errors.filter((error) => error instanceof AbortError)
+      expect(withdrawn).toHaveLength(100_000 - 1)
+      expect(disk.stats.write).toMatchObject({ requests: 100_000, submissions: 1 })
+    }),
+  )
+})
