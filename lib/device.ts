@@ -172,6 +172,7 @@ export class BlockDevice {
       this.#check(read ? 'read' : 'write')
       const { signal } = checkCallOptions(options, READ_OPTIONS)
       const work = readRequests(requests, this.#size, read)
+      this.#checkOpen(read ? 'read' : 'write')
       throwIfAborted(signal)
       return this.#dispatch.run(work, signal)
     } catch (error) {
@@ -192,6 +193,7 @@ export class BlockDevice {
       const where = readOffset(offset, NO_INDEX)
       const pieces = readData(data, NO_INDEX, 'data')
       const checked = checkCallOptions(options, WRITE_OPTIONS)
+      this.#checkOpen('write')
       throwIfAborted(checked.signal)
       return this.#dispatch.write(where, pieces, this.#size, checked)
     } catch (error) {
@@ -212,6 +214,7 @@ export class BlockDevice {
       const where = readOffset(offset, NO_INDEX)
       const pieces = readData(into, NO_INDEX, 'into')
       const checked = checkCallOptions(options, READ_OPTIONS)
+      this.#checkOpen('read')
       throwIfAborted(checked.signal)
       return this.#dispatch.read(where, pieces, this.#size, checked)
     } catch (error) {
@@ -256,6 +259,7 @@ export class BlockDevice {
     this.#check('write')
     const range = this.#readRange(offset, length)
     const { unmap, fua } = checkCallOptions(options, ['unmap', 'fua'])
+    this.#checkOpen('write')
     this.#dispatch.sendGathered()
     const done = this.#ranges.writeZeroes(range.offset, range.length, this.#size, unmap, fua)
     if (!fua) return done
@@ -359,10 +363,14 @@ export class BlockDevice {
     if (failure !== null) throw failure
   }
 
+  /** Asked again when arguments were read: a getter among them may have closed the device. */
+  #checkOpen(syscall: string): void {
+    if (this.#closing === null) return
+    throw new BlockError(EBADF, { syscall, path: this.path, reason: 'the device is closed' })
+  }
+
   #check(syscall: 'read' | 'write' | 'fdatasync' | 'statx'): void {
-    if (this.#closing !== null) {
-      throw new BlockError(EBADF, { syscall, path: this.path, reason: 'the device is closed' })
-    }
+    this.#checkOpen(syscall)
     if (syscall === 'write' && this.readOnly) {
       throw new BlockError(EROFS, { syscall, path: this.path, reason: 'the device was opened read-only' })
     }

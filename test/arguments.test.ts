@@ -63,6 +63,19 @@ function outsideOfBuffer(length = 4096): Uint8Array {
   return bytes
 }
 
+/** Options, or a request, with a property that closes the device when it is read. */
+function closing(name: 'data' | 'into' | 'fua' | 'signal', close: () => void): never {
+  const value = { data: pattern(1, 9), into: Buffer.alloc(9), fua: false, signal: undefined }[name]
+  const isRequest = name === 'data' || name === 'into'
+  return Object.defineProperty(isRequest ? { offset: 600 } : {}, name, {
+    enumerable: true,
+    get() {
+      close()
+      return value
+    },
+  }) as never
+}
+
 /** What is no whole number of bytes at all, and what kind of mistake it is. */
 const badNumbers: [string, unknown, Expected][] = [
   ['undefined', undefined, wrongType],
@@ -540,6 +553,33 @@ describe.each(bufferedEngines)('%s: a closed device', (engine) => {
       }
       expect(heard).toEqual([])
       expect(difference(made.readBack(), new Model(size).bytes)).toBeNull()
+    })
+  })
+
+  // What such a call asked for was sent after the descriptor was gone.
+  test('refuses what closes it while its arguments are read', async () => {
+    await withTarget(bufferedFile, size, async (made) => {
+      for (const readOnly of [false, true]) {
+        const calls: ((disk: BlockDevice, close: () => void) => Promise<unknown>)[] = [
+          (disk, close) => disk.multiread([{ offset: 0, into: Buffer.alloc(9) }, closing('into', close)]),
+          (disk, close) => disk.read(0, Buffer.alloc(9), closing('signal', close)),
+        ]
+        if (!readOnly) {
+          calls.push(
+            (disk, close) => disk.multiwrite([{ offset: 0, data: pattern(1, 512) }, closing('data', close)]),
+            (disk, close) => disk.write(0, pattern(1, 512), closing('fua', close)),
+            (disk, close) => disk.writeZeroes(0, 512, closing('fua', close)),
+          )
+        }
+        for (const call of calls) {
+          const disk = await open(made.path, { engine, readOnly })
+          const error = await rejection(() => call(disk, () => void disk.close()))
+          expect(error).toBeInstanceOf(BlockError)
+          expect(error).toMatchObject({ code: 'EBADF', path: made.path })
+          await disk.close()
+          expect(difference(made.readBack(), new Model(size).bytes)).toBeNull()
+        }
+      }
     })
   })
 
