@@ -7,6 +7,9 @@
 // A hold is one range of one operation. It is entered in the order of calls, counts those that it waits for (`blockers`), and
 // on removal reports which of its dependents have nothing left to wait for. Nothing here knows requests, plans or the kernel.
 //
+// Reads that have ended stay in the lists of their intervals, as dead entries, until most of a list is dead: to look for each
+// one in each list would cost, where thousands of reads overlap each other, the third power of their number.
+//
 // The intervals lie in sorted chunks of bounded size: finding a place is two binary searches, inserting moves one chunk.
 
 /** A claim on a range. `tag` is its owner's. */
@@ -20,6 +23,9 @@ export class Hold<T> {
   dependents: Hold<T>[] | null = null
   /** The last newcomer that saw this hold: so that it counts once, however many intervals they share. */
   seenBy: Hold<T> | null = null
+  /** Its number in the order of entry. */
+  order = 0
+  isRemoved = false
 
   constructor(start: number, end: number, read: boolean, tag: T) {
     this.start = start
@@ -33,7 +39,11 @@ interface Interval<T> {
   start: number
   end: number
   writer: Hold<T> | null
+  /** Reads let in since, and how many of them have not ended; `null` if none. */
   readers: Hold<T>[] | null
+  live: number
+  /** Readers are those of a higher order; what was here before the last write is in its list of blockers. */
+  since: number
 }
 
 /** Longer chunks are halved. Taking an interval out moves half a chunk, finding one halves the list of chunks: 64 did best. */
@@ -41,6 +51,7 @@ const CHUNK_MAX = 64
 
 export class Tracker<T> {
   #chunks: Interval<T>[][] = []
+  #order = 0
 
   get empty(): boolean {
     return this.#chunks.length === 0
@@ -63,7 +74,7 @@ export class Tracker<T> {
       const interval = this.#chunks[at.chunk]![at.index]!
       if (interval.start >= newcomer.end) break
       if (!newcomer.read && interval.readers !== null) {
-        for (const reader of interval.readers) note(reader, newcomer, found)
+        for (const reader of interval.readers) if (!reader.isRemoved) note(reader, newcomer, found)
       } else if (interval.writer !== null) {
         note(interval.writer, newcomer, found)
       }
@@ -78,6 +89,7 @@ export class Tracker<T> {
       blocker.dependents.push(hold)
     }
     hold.blockers = blockers.length
+    hold.order = ++this.#order
     const at = this.#find(hold.start)
     if (at === null || this.#chunks[at.chunk]![at.index]!.start >= hold.end) {
       this.#insertAlone(hold, at)
@@ -85,21 +97,19 @@ export class Tracker<T> {
       this.#addReader(hold)
     } else {
       const covered = this.#cut(hold.start, hold.end)
-      this.#replace(covered, [{ start: hold.start, end: hold.end, writer: hold, readers: null }])
+      this.#replace(covered, [newInterval(hold, hold.start, hold.end)])
     }
   }
 
   /** Removes a hold whose operation has ended; dependents that may go now are appended to `released`. */
   remove(hold: Hold<T>, released: Hold<T>[]): void {
+    hold.isRemoved = true
     let at = this.#find(hold.start)
     while (at !== null) {
       const interval = this.#chunks[at.chunk]![at.index]!
       if (interval.start >= hold.end) break
       if (interval.writer === hold) interval.writer = null
-      if (hold.read && interval.readers !== null) {
-        interval.readers = interval.readers.filter((reader) => reader !== hold)
-        if (interval.readers.length === 0) interval.readers = null
-      }
+      if (hold.read && hold.order > interval.since) dropReader(interval)
       if (interval.writer === null && interval.readers === null) {
         at = this.#drop(at)
       } else {
@@ -116,8 +126,7 @@ export class Tracker<T> {
 
   /** Enters a hold that meets no other, before the interval at `at`. */
   #insertAlone(hold: Hold<T>, at: Place | null): void {
-    const { start, end, read } = hold
-    const interval = { start, end, writer: read ? null : hold, readers: read ? [hold] : null }
+    const interval = newInterval(hold, hold.start, hold.end)
     if (this.#chunks.length === 0) {
       this.#chunks.push([interval])
       return
@@ -135,16 +144,17 @@ export class Tracker<T> {
     let at: Place | null = covered
     for (let i = 0; i < covered.count && at !== null; i++, at = this.#after(at)) {
       const interval = this.#chunks[at.chunk]![at.index]!
-      if (interval.start > place) intervals.push({ start: place, end: interval.start, writer: null, readers: [hold] })
+      if (interval.start > place) intervals.push(newInterval(hold, place, interval.start))
       if (interval.readers === null) {
         interval.readers = [hold]
       } else {
         interval.readers.push(hold)
       }
+      interval.live++
       intervals.push(interval)
       place = interval.end
     }
-    if (place < hold.end) intervals.push({ start: place, end: hold.end, writer: null, readers: [hold] })
+    if (place < hold.end) intervals.push(newInterval(hold, place, hold.end))
     this.#replace(covered, intervals)
   }
 
@@ -168,7 +178,8 @@ export class Tracker<T> {
     const interval = chunk[at.index]!
     if (interval.start >= place) return
     const readers = interval.readers === null ? null : [...interval.readers]
-    chunk.splice(at.index + 1, 0, { start: place, end: interval.end, writer: interval.writer, readers })
+    const { end, writer, live, since } = interval
+    chunk.splice(at.index + 1, 0, { start: place, end, writer, readers, live, since })
     interval.end = place
     this.#split(at.chunk)
   }
@@ -249,6 +260,21 @@ export class Tracker<T> {
 interface Place {
   chunk: number
   index: number
+}
+
+/** A part of a hold where nobody else is. */
+function newInterval<T>(hold: Hold<T>, start: number, end: number): Interval<T> {
+  if (!hold.read) return { start, end, writer: hold, readers: null, live: 0, since: hold.order }
+  return { start, end, writer: null, readers: [hold], live: 1, since: hold.order - 1 }
+}
+
+/** Takes in that a reader of an interval has ended. */
+function dropReader<T>(interval: Interval<T>): void {
+  interval.live--
+  if (interval.live === 0) interval.readers = null
+  else if (interval.readers!.length > 2 * interval.live) {
+    interval.readers = interval.readers!.filter((reader) => !reader.isRemoved)
+  }
 }
 
 function note<T>(hold: Hold<T>, newcomer: Hold<T>, found: Hold<T>[]): void {

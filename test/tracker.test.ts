@@ -3,7 +3,7 @@
 // What goes by way of the device is in order.test.ts.
 
 import fc from 'fast-check'
-import { describe, expect, test } from 'vitest'
+import { describe, expect, test, vi } from 'vitest'
 import { Hold, Tracker } from '../lib/tracker.ts'
 import { patience } from './support/targets.ts'
 
@@ -312,6 +312,39 @@ describe('what it costs', () => {
       must(add(true, index) === 1, 'a read links to more than the last write')
     expect(add(false, 0)).toBe(10_000)
     expect(add(false, 0)).toBe(1)
+  })
+
+  test.each([
+    ['of one range', 1000, () => 0],
+    ['inside each other', 200, (index: number) => index],
+  ] as const)('reads %s that end one after another: a few looks at each interval', (_, count, startOf) => {
+    const tracker = new Tracker<null>()
+    const holds = Array.from({ length: count }, (__, index) => new Hold(startOf(index), count, true, null))
+    for (const hold of holds) tracker.add(hold, tracker.frontier(hold))
+    const last = new Hold<null>(0, count, false, null)
+    tracker.add(last, tracker.frontier(last))
+    expect(last.blockers).toBe(count)
+    const more = Array.from({ length: count }, (__, index) => new Hold(startOf(index), count, true, null))
+    for (const hold of more) tracker.add(hold, tracker.frontier(hold))
+    let looks = 0
+    const { filter } = Array.prototype
+    vi.spyOn(Array.prototype, 'filter').mockImplementation(function (this: unknown[], ...rest) {
+      looks += this.length
+      return filter.apply(this, rest)
+    })
+    const released: Hold<null>[] = []
+    try {
+      for (const hold of holds) tracker.remove(hold, released)
+      expect(released).toEqual([last])
+      tracker.remove(last, released)
+      for (const hold of more) tracker.remove(hold, released)
+    } finally {
+      vi.restoreAllMocks()
+    }
+    expect(released).toEqual([last, ...more])
+    expect(tracker.empty).toBe(true)
+    const intervals = new Set(holds.map((hold) => hold.start)).size
+    expect(looks).toBeLessThan(4 * count * intervals)
   })
 
   test.each(['ascending', 'descending', 'scattered'] as const)(
