@@ -72,7 +72,7 @@ describe('a trace', () => {
     ['0,1,W,abc,512', 'small.csv:3: offset "abc" is not a whole number'],
     ['0,1,W,-512,512', 'small.csv:3: offset "-512" is not a whole number'],
     ['0,1,W,1e3,512', 'small.csv:3: offset "1e3" is not a whole number'],
-    ['-1,1,W,0,512', 'small.csv:3: batch "-1" is not a whole number'],
+    ['-2,1,W,0,512', 'small.csv:3: batch "-2" is not a whole number'],
     ['0,1,X,0,512', 'small.csv:3: op "X" is none of W, R, F, D, Z'],
     ['0,1,WR,0,512', 'small.csv:3: op "WR" is none of W, R, F, D, Z'],
     ['0,1,W,0', 'small.csv:3: 4 of the 5 fields'],
@@ -95,6 +95,18 @@ describe('a trace', () => {
     const { batches } = parseTrace(`${HEADER},nreq\r\n0,0,W,0,512,1\r\n0,0,W,512,512,2`, 'x.csv')
     expect(batches).toHaveLength(1)
     expect(batches[0]).toHaveLength(2)
+  })
+
+  test('has requests that reached the device alone: each of them is a batch', () => {
+    const { batches } = trace('-1,0,W,0,512', '-1,1,W,512,512', '3,2,W,1024,512', '-1,3,F,0,0', '3,4,W,1536,512')
+    expect(batches.map((batch) => batch.map(({ line }) => line))).toEqual([[2], [3], [4], [5], [6]])
+  })
+
+  test.each(readdirSync(TRACES).filter((name) => name.endsWith('.csv.gz')))('%s can be read', async (name) => {
+    const { batches, counts } = await readTrace(join(TRACES, name))
+    const requests = batches.reduce((sum, batch) => sum + batch.length, 0)
+    expect(requests).toBe(Object.values(counts).reduce((sum, count) => sum + count))
+    expect(batches.every((batch) => batch.length > 0)).toBe(true)
   })
 
   test('that was recorded reads as its description says', async () => {

@@ -52,6 +52,8 @@ const TEXT_BYTES_MAX = 512 * 1024 * 1024
 const HEADER = 'batch,time_us,op,offset,length'
 
 const WHOLE_NUMBER = /^\d+$/
+/** What recordings of the kernel's block layer have for a request that reached the device with no other. */
+const NO_BATCH = '-1'
 
 const isOp = (text: string): text is Op => text.length === 1 && 'WRFDZ'.includes(text)
 
@@ -95,16 +97,16 @@ export function parseTrace(text: string, path: string): Trace {
     diskEnd: 0,
     lines: lines.length,
   }
-  let batchNumber = -1
+  let batchNumber: number | null = null
   let batch: TraceRequest[] = []
   for (let index = 1; index < lines.length; index++) {
     const where = `${path}:${index + 1}`
     const fields = lines[index]!.trimEnd().split(',')
     if (fields.length < 5) throw new TraceError(`${where}: ${fields.length} of the 5 fields "${HEADER}"`)
-    const number = wholeNumber(fields[0]!, 'batch', where)
+    const number = fields[0] === NO_BATCH ? null : wholeNumber(fields[0]!, 'batch', where)
     wholeNumber(fields[1]!, 'time_us', where)
     const request = parseRequest(fields[2]!, fields[3]!, fields[4]!, index + 1, where)
-    if (number !== batchNumber) {
+    if (number === null || number !== batchNumber) {
       batchNumber = number
       batch = []
       trace.batches.push(batch)
