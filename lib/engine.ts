@@ -137,7 +137,7 @@ export class Engine {
     if (refused > 0) this.#keepRefused(refused)
   }
 
-  /** Calls `pump` after the next drain. */
+  /** Calls `pump` after the next drain, before those that send more. */
   stall(pump: () => void): void {
     this.#stalled.add(pump)
   }
@@ -188,14 +188,15 @@ export class Engine {
   }
 
   #finishDrain(): void {
-    const senders = this.#senders
-    if (senders.length > 0) this.#senders = []
-    for (const send of senders) send()
+    // Who found no room before goes first, or a device with a long queue would take all that it gives back, for ever.
     if (this.#stalled.size > 0) {
       const stalled = [...this.#stalled]
       this.#stalled.clear()
       for (const pump of stalled) pump()
     }
+    const senders = this.#senders
+    if (senders.length > 0) this.#senders = []
+    for (const send of senders) send()
     // Users' code runs from here on. It may submit, close and so on, but can't get back into the drain.
     const tellers = this.#tellers
     if (tellers.length > 0) this.#tellers = []

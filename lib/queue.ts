@@ -67,7 +67,10 @@ export class Queue implements Lane {
   #settlingSoon = false
   /** Submissions that failed, while it is asked whether there is a device left. */
   #failed: Submission[] = []
-  readonly #pump = (): void => this.pump()
+  /** For when there may be room again. Whose results were in the same drain sends in a moment anyway. */
+  readonly #pumpAgain = (): void => {
+    if (!this.#collecting) this.pump()
+  }
   readonly #send = (): void => this.#sendMore()
   readonly #tell = (): void => this.#tellAll()
 
@@ -115,7 +118,7 @@ export class Queue implements Lane {
         this.#inFlight.length >= this.#depth || (this.#front.length === 0 && this.#head === this.#waiting.length)
       if (full && this.#flushes.length === 0) break
       if (!this.#engine.hasSlot()) {
-        this.#engine.stall(this.#pump)
+        this.#engine.stall(this.#pumpAgain)
         break
       }
       if (this.#flushes.length > 0) {
@@ -130,7 +133,7 @@ export class Queue implements Lane {
       if (this.#mustKeepAway(submission)) break
       const filled = submission.fill(this.#engine, this.#staging, this.#target)
       if (filled === Filled.noMemory) {
-        this.#engine.stall(this.#pump)
+        this.#engine.stall(this.#pumpAgain)
         break
       }
       this.#takeFirst()

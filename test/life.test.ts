@@ -289,6 +289,42 @@ describe('many devices', () => {
     })
   })
 
+  // Whatever a device with a long queue gave back it took again, and another one waited until that queue was empty.
+  eachWay(({ engine, target }) => {
+    test.each([
+      ['operations in flight', 32, page, true],
+      ['memory for copies', 5, 16 * page, false],
+    ] as const)(
+      'one that waits for %s gets its share beside others with long queues',
+      async (_, devices, length, own) => {
+        await withTarget(target, size, async (made) => {
+          // As many as it takes to fill all room of the thread, each with many times what it may have in flight.
+          const options = { ...made.options, engine, queueDepth: 128, merge: { mode: 'off' } } as const
+          const [other, ...busy] = await Promise.all(
+            Array.from({ length: devices + 1 }, () => open(made.path, options)),
+          )
+          let done = 0
+          // How many of the others' reads were answered before its own was sent; when it is answered is up to the kernel.
+          let before = Number.POSITIVE_INFINITY
+          const answered = (): void => {
+            done++
+            if (before > done && other!.stats.read.submissions > 0) before = done
+          }
+          const all = busy.flatMap((disk) => {
+            const into = own ? disk.alloc(length) : Buffer.alloc(length)
+            return Array.from({ length: 1000 }, () => disk.read(0, into).then(answered))
+          })
+          // The end of the turn that gathers.
+          await new Promise(setImmediate)
+          await other!.read(page, own ? other!.alloc(length) : Buffer.alloc(length))
+          expect(before).toBeLessThan(0.5 * all.length)
+          await Promise.all(all)
+          await Promise.all([other!, ...busy].map((disk) => disk.close()))
+        })
+      },
+    )
+  })
+
   test('open that fails leaves no descriptor', async () => {
     const directory = temporaryDirectory()
     try {
