@@ -7,6 +7,7 @@
 #include "threads.h"
 
 #include <errno.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -50,6 +51,22 @@ int64_t Execute(const Slot& slot) {
 }
 
 }  // namespace
+
+void Condition::Wait(pthread_mutex_t* lock) {
+  uint32_t seen = __atomic_load_n(&sequence_, __ATOMIC_RELAXED);
+  waiting_++;
+  pthread_mutex_unlock(lock);
+  // Returns at once if there was a wake-up since the lock was given up.
+  syscall(SYS_futex, &sequence_, FUTEX_WAIT_PRIVATE, seen, nullptr);
+  pthread_mutex_lock(lock);
+  waiting_--;
+}
+
+void Condition::Wake(int count) {
+  if (waiting_ == 0) return;
+  __atomic_fetch_add(&sequence_, 1, __ATOMIC_RELAXED);
+  syscall(SYS_futex, &sequence_, FUTEX_WAKE_PRIVATE, count);
+}
 
 std::unique_ptr<Threads> Threads::Create(Slot*, uint32_t, int* error, const char** syscall) {
   std::unique_ptr<Threads> pool(new (std::nothrow) Threads());
@@ -97,7 +114,7 @@ void Threads::Work() {
   for (;;) {
     while (!todo_first_ && !stopping_) {
       idle_++;
-      pthread_cond_wait(&work_, &lock_);
+      work_.Wait(&lock_);
       idle_--;
     }
     if (!todo_first_) break;
@@ -116,7 +133,7 @@ void Threads::Work() {
     slot->next = ended_;
     bool first = ended_ == nullptr;
     ended_ = slot;
-    pthread_cond_signal(&done_);
+    done_.Signal();
     if (first) {
       uint64_t one = 1;
       // Can fail only when the counter is full, and then it is readable anyway.
@@ -150,7 +167,7 @@ void Threads::Submit(CompletionSink*) {
   todo_count_ += fresh_count_;
   uint32_t todo = todo_count_;
   uint32_t idle = idle_;
-  for (uint32_t i = 0; i < fresh_count_ && i < idle; i++) pthread_cond_signal(&work_);
+  for (uint32_t i = 0; i < fresh_count_ && i < idle; i++) work_.Signal();
   pthread_mutex_unlock(&lock_);
   fresh_first_ = fresh_last_ = nullptr;
   fresh_count_ = 0;
@@ -192,7 +209,7 @@ void Threads::Drain(CompletionSink* sink) {
   pthread_mutex_lock(&lock_);
   todo_first_ = todo_last_ = nullptr;
   todo_count_ = 0;
-  while (running_ > 0) pthread_cond_wait(&done_, &lock_);
+  while (running_ > 0) done_.Wait(&lock_);
   pthread_mutex_unlock(&lock_);
   Reap(sink);
 }
@@ -200,7 +217,7 @@ void Threads::Drain(CompletionSink* sink) {
 void Threads::Stop() {
   pthread_mutex_lock(&lock_);
   stopping_ = true;
-  pthread_cond_broadcast(&work_);
+  work_.Broadcast();
   pthread_mutex_unlock(&lock_);
   for (uint32_t i = 0; i < thread_count_; i++) pthread_join(threads_[i], nullptr);
   thread_count_ = 0;

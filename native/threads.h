@@ -2,6 +2,7 @@
 // works everywhere.
 #pragma once
 
+#include <limits.h>
 #include <pthread.h>
 
 #include <memory>
@@ -9,6 +10,23 @@
 #include "engine.h"
 
 namespace multiwrite {
+
+// What pthread_cond_t does, by futex: on x86-64 glibc keeps two of those under one name, and a
+// binary without symbol versions, as the prebuilt one is, gets the one of 2002, which allocates.
+// Everything but Wait's sleep happens under the caller's lock.
+class Condition {
+ public:
+  // Gives `lock` up while it sleeps. May return for no reason, as any such wait.
+  void Wait(pthread_mutex_t* lock);
+  void Signal() { Wake(1); }
+  void Broadcast() { Wake(INT_MAX); }
+
+ private:
+  void Wake(int count);
+
+  uint32_t sequence_ = 0;  // changes with each wake-up, so that none is missed on the way to sleep
+  uint32_t waiting_ = 0;
+};
 
 class Threads final : public Engine {
  public:
@@ -41,8 +59,8 @@ class Threads final : public Engine {
 
   int event_fd_ = -1;
   pthread_mutex_t lock_ = PTHREAD_MUTEX_INITIALIZER;
-  pthread_cond_t work_ = PTHREAD_COND_INITIALIZER;  // there is work, or the pool is stopping
-  pthread_cond_t done_ = PTHREAD_COND_INITIALIZER;  // an operation has ended; only Drain waits
+  Condition work_;  // there is work, or the pool is stopping
+  Condition done_;  // an operation has ended; only Drain waits
   pthread_t threads_[kThreadsMax];
   uint32_t thread_count_ = 0;  // the environment's thread only
 
