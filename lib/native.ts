@@ -1,12 +1,10 @@
-// The only file that touches the addon: finds it, checks that both speak the same layout, and gives it its types.
+// The only file that touches the addon: loads it, checks that both speak the same layout, and gives it its types.
 //
 // Each load gets an addon state of its own (process.dlopen instead of require), so that two copies of this module in one
 // thread do not share tables by accident.
 
-import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { dirname, join } from 'node:path'
-import { fileURLToPath } from 'node:url'
+import { loadFirst } from './addon-file.ts'
 
 /** Must equal kLayoutVersion in native/layout.h. */
 export const LAYOUT_VERSION = 1
@@ -98,42 +96,31 @@ export interface Addon {
 
 let loaded: Addon | undefined
 
-/** The addon, loaded at the first call. Throws with the paths tried where there is none that fits. */
+/** The addon, loaded at the first call. Throws where there is none that fits, as `loadFirst` does. */
 export function addon(): Addon {
   loaded ??= load()
   return loaded
 }
 
 function load(): Addon {
-  const root = dirname(dirname(fileURLToPath(import.meta.url)))
-  const named = process.env.MULTIWRITE_ADDON
-  // Whoever names one wants that one, or an error.
-  const candidates = named
-    ? [named]
-    : [join(root, 'build', 'Release', 'multiwrite.node'), join(root, 'build-cmake', 'Release', 'multiwrite.node')]
-  const path = candidates.find((candidate) => existsSync(candidate))
-  if (path === undefined) {
-    throw new Error(
-      `multiwrite: no native addon for ${process.platform}-${process.arch}; looked for ${candidates.join(', ')}. ` +
-        'Build it in the package folder with: npm run build:native',
-    )
-  }
-  // A module object of Node's own kind: dlopen reads and sets `exports` on it, and errors name its `filename`.
   const { Module } = createRequire(import.meta.url)('node:module') as typeof import('node:module')
-  const module = new Module(path)
-  process.dlopen(module, path)
-  const native = module.exports as Addon
-  const { layout } = native
-  if (
-    layout.version !== LAYOUT_VERSION ||
-    layout.requestStride !== REQUEST.stride ||
-    layout.vectorStride !== VECTOR.stride ||
-    layout.resultStride !== RESULT.stride ||
-    layout.maxVectors !== MAX_VECTORS
-  ) {
-    throw new Error(`multiwrite: ${path} was built for another version; rebuild it with: npm run build:native`)
-  }
-  return native
+  return loadFirst((path) => {
+    // A module object of Node's own kind: dlopen reads and sets `exports` on it, and errors name its `filename`.
+    const module = new Module(path)
+    process.dlopen(module, path)
+    const native = module.exports as Addon
+    const { layout } = native
+    if (
+      layout.version !== LAYOUT_VERSION ||
+      layout.requestStride !== REQUEST.stride ||
+      layout.vectorStride !== VECTOR.stride ||
+      layout.resultStride !== RESULT.stride ||
+      layout.maxVectors !== MAX_VECTORS
+    ) {
+      throw new Error('it was built for another version; rebuild it with: npm run build:native')
+    }
+    return native
+  })
 }
 
 /** What blocks: run by the addon on another thread. */

@@ -205,6 +205,8 @@ async function asBlockError<T>(path: string, run: () => Promise<T>): Promise<T> 
 
 function checkPlatform(): void {
   if (process.platform === 'linux') return
-  const error = new Error(`multiwrite opens devices on Linux only; this is ${process.platform}`)
+  const error = new Error(
+    `multiwrite opens devices on Linux only; this is ${process.platform}: the planner (multiwrite/planner) works everywhere`,
+  )
   throw Object.assign(error, { code: 'ERR_FEATURE_UNAVAILABLE_ON_PLATFORM' })
 }
