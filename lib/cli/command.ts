@@ -1,4 +1,7 @@
-// What every command of the command line has in common: its face, its exit statuses, and how it ends with a message.
+// What every command of the command line has in common: its face, its exit statuses, its arguments, and how it ends with a
+// message.
+
+import { type ParseArgsConfig, parseArgs } from 'node:util'
 
 /** Exit statuses. */
 export const EXIT = { done: 0, failed: 1, usage: 2, refused: 3 } as const
@@ -21,4 +24,77 @@ export class Stop extends Error {
     super(message)
     this.status = status
   }
+}
+
+type Options = NonNullable<ParseArgsConfig['options']>
+type Parsed<T extends Options> = ReturnType<typeof parseArgs<{ options: T; allowPositionals: true }>>
+
+/** What a command takes. */
+export interface Syntax<T extends Options> {
+  /** What `--help` prints. */
+  readonly usage: string
+  readonly options: T
+  /** Names of the arguments that must be there. */
+  readonly operands: readonly string[]
+}
+
+const HELP = { help: { type: 'boolean', short: 'h' } } as const
+
+/**
+ * Reads a command's arguments.
+ *
+ * @returns `null` if help was asked for; it has been printed
+ * @throws Stop for what the command does not take
+ */
+export function parseArguments<const T extends Options>(
+  args: readonly string[],
+  { usage, options, operands }: Syntax<T>,
+): { values: Parsed<T>['values']; operands: string[] } | null {
+  let parsed: Parsed<T & typeof HELP>
+  try {
+    parsed = parseArgs({ args: [...args], options: { ...options, ...HELP }, allowPositionals: true }) as typeof parsed
+  } catch (error) {
+    throw new Stop(EXIT.usage, `${(error as Error).message}\n\n${usage}`)
+  }
+  if ((parsed.values as { help?: boolean }).help) {
+    process.stdout.write(usage)
+    return null
+  }
+  const { positionals } = parsed
+  if (positionals.length < operands.length) {
+    throw new Stop(EXIT.usage, `${operands.slice(positionals.length).join(' and ')} missing\n\n${usage}`)
+  }
+  if (positionals.length > operands.length) {
+    throw new Stop(EXIT.usage, `too much: ${positionals.slice(operands.length).join(' ')}\n\n${usage}`)
+  }
+  return { values: parsed.values as unknown as Parsed<T>['values'], operands: positionals }
+}
+
+/** One of a few words. */
+export function oneOf<T extends string>(
+  value: string | undefined,
+  option: string,
+  allowed: readonly T[],
+  usage: string,
+): T {
+  const found = allowed.find((word) => word === (value ?? allowed[0]))
+  if (found === undefined)
+    throw new Stop(EXIT.usage, `--${option} is ${allowed.join(', ')}; not "${value}"\n\n${usage}`)
+  return found
+}
+
+/** What went wrong outside of this program in one line; its own mistakes with their stack. */
+export function explain(error: unknown): string {
+  if (!(error instanceof Error)) return String(error)
+  const bug = error instanceof TypeError || error instanceof RangeError || error instanceof ReferenceError
+  const told = error instanceof Stop || ('code' in error && !bug)
+  return told ? error.message.trimEnd() : (error.stack ?? error.message)
+}
+
+/** What an error means for the exit status. */
+export function statusOf(error: unknown): ExitStatus {
+  if (error instanceof Stop) return error.status
+  // An option that the library does not take was given on the command line.
+  const { code } = error as NodeJS.ErrnoException
+  return code === 'ERR_INVALID_ARG_VALUE' || code === 'ERR_OUT_OF_RANGE' ? EXIT.usage : EXIT.failed
 }

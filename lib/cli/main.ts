@@ -1,9 +1,10 @@
 #!/usr/bin/env node
 // `multiwrite COMMAND`: finds the command, runs it, and turns what it throws into a message and an exit status.
 
-import { type Command, EXIT, type ExitStatus, Stop } from './command.ts'
+import { type Command, EXIT, type ExitStatus, explain, Stop, statusOf } from './command.ts'
+import { writeCommand } from './write.ts'
 
-const COMMANDS: readonly Command[] = []
+const COMMANDS: readonly Command[] = [writeCommand]
 
 const USAGE = `usage: multiwrite COMMAND [options]
 
@@ -14,7 +15,7 @@ exit status: 0 done, 1 I/O or verification failed, 2 usage, 3 refused for safety
 `
 
 async function run([name, ...args]: readonly string[]): Promise<ExitStatus> {
-  if (name === undefined || name === '--help' || name === 'help') {
+  if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     ;(name === undefined ? process.stderr : process.stdout).write(USAGE)
     return name === undefined ? EXIT.usage : EXIT.done
   }
@@ -23,10 +24,11 @@ async function run([name, ...args]: readonly string[]): Promise<ExitStatus> {
   return command.run(args)
 }
 
+const [name, ...args] = process.argv.slice(2)
 try {
-  process.exitCode = await run(process.argv.slice(2))
+  process.exitCode = await run(name === undefined ? [] : [name, ...args])
 } catch (error) {
-  if (!(error instanceof Stop)) throw error
-  process.stderr.write(`multiwrite: ${error.message}\n`)
-  process.exitCode = error.status
+  const known = COMMANDS.some((command) => command.name === name)
+  process.stderr.write(`multiwrite${known ? ` ${name}` : ''}: ${explain(error)}\n`)
+  process.exitCode = statusOf(error)
 }
