@@ -477,7 +477,7 @@ describe('the command', () => {
 
   test.each([
     [['--frobnicate'], 'frobnicate'],
-    [['one', 'two'], 'one TARGET at most'],
+    [['one', 'two'], 'too much: two'],
     [['--engine', 'steam'], 'steam'],
     [['--trace', '/nonexistent/trace.csv'], 'cannot be read'],
     [['--trace', DEMO], 'not a trace'],

@@ -34,8 +34,10 @@ export interface Syntax<T extends Options> {
   /** What `--help` prints. */
   readonly usage: string
   readonly options: T
-  /** Names of the arguments that must be there. */
+  /** Names of the arguments. */
   readonly operands: readonly string[]
+  /** How many of them, from the last on, may be missing. */
+  readonly optional?: number
 }
 
 const HELP = { help: { type: 'boolean', short: 'h' } } as const
@@ -48,7 +50,7 @@ const HELP = { help: { type: 'boolean', short: 'h' } } as const
  */
 export function parseArguments<const T extends Options>(
   args: readonly string[],
-  { usage, options, operands }: Syntax<T>,
+  { usage, options, operands, optional = 0 }: Syntax<T>,
 ): { values: Parsed<T>['values']; operands: string[] } | null {
   let parsed: Parsed<T & typeof HELP>
   try {
@@ -61,9 +63,8 @@ export function parseArguments<const T extends Options>(
     return null
   }
   const { positionals } = parsed
-  if (positionals.length < operands.length) {
-    throw new Stop(EXIT.usage, `${operands.slice(positionals.length).join(' and ')} missing\n\n${usage}`)
-  }
+  const missing = operands.slice(positionals.length, operands.length - optional)
+  if (missing.length > 0) throw new Stop(EXIT.usage, `${missing.join(' and ')} missing\n\n${usage}`)
   if (positionals.length > operands.length) {
     throw new Stop(EXIT.usage, `too much: ${positionals.slice(operands.length).join(' ')}\n\n${usage}`)
   }
@@ -83,18 +84,33 @@ export function oneOf<T extends string>(
   return found
 }
 
+export const ENGINES = ['auto', 'io_uring', 'aio', 'threads'] as const
+
 /** What went wrong outside of this program in one line; its own mistakes with their stack. */
 export function explain(error: unknown): string {
   if (!(error instanceof Error)) return String(error)
   const bug = error instanceof TypeError || error instanceof RangeError || error instanceof ReferenceError
-  const told = error instanceof Stop || ('code' in error && !bug)
+  const told = error instanceof Stop || isOption(error) || ('code' in error && !bug)
   return told ? error.message.trimEnd() : (error.stack ?? error.message)
 }
 
 /** What an error means for the exit status. */
 export function statusOf(error: unknown): ExitStatus {
   if (error instanceof Stop) return error.status
-  // An option that the library does not take was given on the command line.
-  const { code } = error as NodeJS.ErrnoException
-  return code === 'ERR_INVALID_ARG_VALUE' || code === 'ERR_OUT_OF_RANGE' ? EXIT.usage : EXIT.failed
+  return error instanceof Error && isOption(error) ? EXIT.usage : EXIT.failed
+}
+
+/** An option that the library does not take was given on the command line, such as aio for a file without O_DIRECT. */
+function isOption(error: Error): boolean {
+  return 'code' in error && error.code === 'ERR_INVALID_ARG_VALUE'
+}
+
+/** Runs a command to its end: sets the exit status, and turns what it throws into a message. */
+export async function runCommand({ name, run }: Command, args: readonly string[]): Promise<void> {
+  try {
+    process.exitCode = await run(args)
+  } catch (error) {
+    process.stderr.write(`multiwrite ${name}: ${explain(error)}\n`)
+    process.exitCode = statusOf(error)
+  }
 }

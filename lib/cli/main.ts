@@ -1,10 +1,11 @@
 #!/usr/bin/env node
-// `multiwrite COMMAND`: finds the command, runs it, and turns what it throws into a message and an exit status.
+// `multiwrite COMMAND`: finds the command and runs it.
 
-import { type Command, EXIT, type ExitStatus, explain, Stop, statusOf } from './command.ts'
+import { type Command, EXIT, runCommand } from './command.ts'
+import { replayCommand } from './replay-command.ts'
 import { writeCommand } from './write.ts'
 
-const COMMANDS: readonly Command[] = [writeCommand]
+const COMMANDS: readonly Command[] = [writeCommand, replayCommand]
 
 const USAGE = `usage: multiwrite COMMAND [options]
 
@@ -14,21 +15,11 @@ ${COMMANDS.map(({ name, summary }) => `  ${name.padEnd(10)}${summary}`).join('\n
 exit status: 0 done, 1 I/O or verification failed, 2 usage, 3 refused for safety
 `
 
-async function run([name, ...args]: readonly string[]): Promise<ExitStatus> {
-  if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
-    ;(name === undefined ? process.stderr : process.stdout).write(USAGE)
-    return name === undefined ? EXIT.usage : EXIT.done
-  }
-  const command = COMMANDS.find((known) => known.name === name)
-  if (command === undefined) throw new Stop(EXIT.usage, `there is no command "${name}"; "multiwrite --help" lists them`)
-  return command.run(args)
-}
-
 const [name, ...args] = process.argv.slice(2)
-try {
-  process.exitCode = await run(name === undefined ? [] : [name, ...args])
-} catch (error) {
-  const known = COMMANDS.some((command) => command.name === name)
-  process.stderr.write(`multiwrite${known ? ` ${name}` : ''}: ${explain(error)}\n`)
-  process.exitCode = statusOf(error)
+const command = COMMANDS.find((known) => known.name === name)
+if (command !== undefined) await runCommand(command, args)
+else if (name === '--help' || name === '-h' || name === 'help') process.stdout.write(USAGE)
+else {
+  process.stderr.write(name === undefined ? USAGE : `multiwrite: there is no command "${name}"\n\n${USAGE}`)
+  process.exitCode = EXIT.usage
 }

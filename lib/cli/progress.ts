@@ -6,10 +6,14 @@
 
 import { writeSync } from 'node:fs'
 import { EXIT, Stop } from './command.ts'
-import { formatBytes } from './report.ts'
+import { formatBytes, formatCount } from './report.ts'
 
-/** What a command is at. */
-export type Phase = 'writing' | 'flushing' | 'verifying'
+/** What is counted, and for want of a total how much of it is done. */
+export interface Measure {
+  readonly of?: 'bytes' | 'requests'
+  /** 0 to 1. */
+  readonly fraction?: (() => number) | null
+}
 
 const INTERVAL_MS = 250
 const LINE_INTERVAL_MS = 10_000
@@ -21,7 +25,8 @@ export class Progress {
   readonly #stream: NodeJS.WriteStream
   readonly #descriptor: number | null
   readonly #timer: NodeJS.Timeout
-  #phase: Phase | null = null
+  #phase: string | null = null
+  #of: 'bytes' | 'requests' = 'bytes'
   #done = 0
   #total: number | null = null
   #fraction: (() => number) | null = null
@@ -42,13 +47,13 @@ export class Progress {
   /**
    * A phase begins.
    *
-   * @param total bytes of it; `null` where nobody knows
-   * @param fraction for want of a total: how much is done, 0 to 1
+   * @param total of what is counted; `null` where nobody knows
    */
-  phase(phase: Phase, total: number | null, fraction: (() => number) | null = null): void {
+  phase(phase: string, total: number | null, { of = 'bytes', fraction = null }: Measure = {}): void {
     this.#phase = phase
     this.#done = 0
     this.#total = total
+    this.#of = of
     this.#fraction = fraction
     this.#beganMs = performance.now()
     this.#saidMs = this.#beganMs
@@ -60,9 +65,14 @@ export class Progress {
     }
   }
 
-  /** `bytes` more are done. */
-  add(bytes: number): void {
-    this.#done += bytes
+  /** So many more are done. */
+  add(count: number): void {
+    this.#done += count
+  }
+
+  /** So many are done. */
+  readonly at = (count: number): void => {
+    this.#done = count
   }
 
   /** Removes the line, so that something else can be written. */
@@ -114,15 +124,16 @@ export class Progress {
   }
 
   #line(): string {
+    const count = (value: number): string => (this.#of === 'bytes' ? formatBytes(value) : formatCount(value))
     const part = this.#part()
     const speed = this.#speed()
     const remaining = this.#remainingSeconds()
-    const total = this.#total === null ? '' : ` of ${formatBytes(this.#total)}`
+    const total = this.#total === null ? '' : ` of ${count(this.#total)}`
     return [
       this.#phase!.padEnd(9),
-      `${formatBytes(this.#done)}${total}`,
+      `${count(this.#done)}${total}${this.#of === 'bytes' ? '' : ` ${this.#of}`}`,
       ...(part === null ? [] : [`${Math.floor(100 * part)} %`]),
-      ...(speed > 0 ? [formatSpeed(speed)] : []),
+      ...(speed > 0 ? [`${count(Math.round(speed))}/s`] : []),
       ...(speed > 0 && remaining !== null && part !== 1 ? [`${formatTime(remaining)} left`] : []),
     ].join('  ')
   }
@@ -132,10 +143,11 @@ export class Progress {
     const remaining = this.#remainingSeconds()
     const state = {
       phase: this.#phase,
-      bytes: this.#done,
-      totalBytes: this.#total,
+      unit: this.#of,
+      done: this.#done,
+      total: this.#total,
       fraction: this.#part(),
-      bytesPerSecond: Math.round(this.#speed()),
+      perSecond: Math.round(this.#speed()),
       remainingSeconds: remaining === null ? null : Math.round(remaining),
     }
     try {

@@ -1,7 +1,6 @@
-// What the command says: tables and sentences for people, and the line of progress on a terminal.
+// What a replay says at its end: tables and sentences for people, or JSON; and numbers in words, for all commands.
 //
-// Only formatting lives here: nothing measures and nothing decides. Results are for standard output, once, at the end; what
-// passes on the way goes to standard error, on a terminal as one line that is rewritten, elsewhere as a line per step.
+// Only formatting lives here: nothing measures and nothing decides.
 
 import { basename } from 'node:path'
 import type { MergeMode } from '../index.ts'
@@ -27,7 +26,6 @@ export interface Report {
 }
 
 const MIB = 1024 * 1024
-const PROGRESS_INTERVAL_MS = 250
 
 const grouped = new Intl.NumberFormat('en-US', { maximumFractionDigits: 0 })
 
@@ -196,40 +194,3 @@ export function formatDifference(difference: Difference, linesPerReplay: number)
 }
 
 const hex = (byte: number): string => `0x${byte.toString(16).padStart(2, '0')}`
-
-/** The line of progress. */
-export class Progress {
-  readonly #stream: NodeJS.WriteStream
-  #label = ''
-  #drawnMs = 0
-
-  constructor(stream: NodeJS.WriteStream) {
-    this.#stream = stream
-  }
-
-  /** A new step begins; off a terminal this is all that is said of it. */
-  step(label: string): void {
-    this.#label = label
-    this.#drawnMs = Date.now()
-    if (this.#stream.isTTY) this.#draw(label)
-    else this.#stream.write(`${label}\n`)
-  }
-
-  /** `done` of `total` of the present step, drawn at most four times a second. */
-  readonly at = (done: number, total: number): void => {
-    if (!this.#stream.isTTY) return
-    const nowMs = Date.now()
-    if (nowMs - this.#drawnMs < PROGRESS_INTERVAL_MS) return
-    this.#drawnMs = nowMs
-    this.#draw(`${this.#label}: ${Math.floor((100 * done) / total)} %`)
-  }
-
-  /** Removes the line, so that something else can be written. */
-  clear(): void {
-    if (this.#stream.isTTY) this.#stream.write('\r\x1b[K')
-  }
-
-  #draw(text: string): void {
-    this.#stream.write(`\r\x1b[K${text.slice(0, Math.max(20, (this.#stream.columns || 80) - 1))}`)
-  }
-}

@@ -8,7 +8,7 @@ import { once } from 'node:events'
 import { stat } from 'node:fs/promises'
 import { createInterface } from 'node:readline/promises'
 import { deviceMajor, deviceMinor, holdersOf } from '../holders.ts'
-import type { BlockDevice } from '../index.ts'
+import { type BlockDevice, BlockError } from '../index.ts'
 import { EXIT, Stop } from './command.ts'
 import { type Disk, diskAt, fileKey, liesOn, loopsOn } from './disks.ts'
 import { formatBytes } from './report.ts'
@@ -132,4 +132,13 @@ export async function checkSame(target: Target, opened: BlockDevice): Promise<vo
     now !== null &&
     (['name', 'number', 'serial', 'model', 'bytes'] as const).every((field) => now[field] === target.disk![field])
   if (!same || opened.size !== target.size) refuse(`${target.path} is not the device any more that it was; look again`)
+}
+
+/** What the library says of a target that it does not open, as the end of a command: in use and read-only are refusals. */
+export function asRefusal(error: unknown): unknown {
+  if (!(error instanceof BlockError)) return error
+  const { code, message } = error
+  if (code === 'EBUSY' || code === 'EROFS') return new Stop(EXIT.refused, `refused: ${message}`)
+  if (code === 'EACCES' || code === 'EPERM') return new Stop(EXIT.failed, `${message}; you may have to be root`)
+  return error
 }

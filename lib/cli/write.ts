@@ -5,14 +5,23 @@
 // half-way, the last words are about the state that the target is in.
 
 import { type BlockDevice, BlockError, create, open as openDevice } from '../index.ts'
-import { type Command, EXIT, type ExitStatus, explain, oneOf, parseArguments, Stop, statusOf } from './command.ts'
+import { type Command, ENGINES, EXIT, type ExitStatus, explain, oneOf, parseArguments, statusOf } from './command.ts'
 import { type Copied, copy, type Difference, nothingCopied, verify, type ZeroMode } from './copy.ts'
 import { Interrupt } from './interrupt.ts'
 import { formatSpeed, formatTime, Progress, progressDescriptor } from './progress.ts'
 import { formatBytes } from './report.ts'
 import { FORMATS, openSource, type Source } from './source.ts'
 import { styleOf } from './style.ts'
-import { checkSame, confirm, describeTarget, examine, refuseOwnGround, refuseTooSmall, type Target } from './target.ts'
+import {
+  asRefusal,
+  checkSame,
+  confirm,
+  describeTarget,
+  examine,
+  refuseOwnGround,
+  refuseTooSmall,
+  type Target,
+} from './target.ts'
 
 /** Where partition tables and boot loaders begin; a disk whose first part is zeros is taken for an empty one. */
 const FIRST_BYTES = 64 * 1024
@@ -61,7 +70,7 @@ interface Arguments {
   zeroes: ZeroMode
   firstLast: boolean
   verify: boolean
-  engine: string | undefined
+  engine: (typeof ENGINES)[number]
   json: boolean
 }
 
@@ -88,7 +97,7 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
     zeroes: oneOf(values.zeroes, 'zeroes', ['zero', 'skip', 'write'], USAGE),
     firstLast: values['first-last'] ?? false,
     verify: !values['no-verify'],
-    engine: values.engine,
+    engine: oneOf(values.engine, 'engine', ENGINES, USAGE),
     json: values.json ?? false,
   }
   const format = values.format === undefined ? undefined : oneOf(values.format, 'format', FORMATS, USAGE)
@@ -160,16 +169,12 @@ async function write(source: Source, target: Target, given: Arguments, descripto
 }
 
 async function openTarget(target: Target, source: Source, { engine }: Arguments): Promise<BlockDevice> {
-  const options = engine === undefined ? {} : { engine: engine as 'auto' }
   try {
-    if (target.kind === 'block device') return await openDevice(target.path, options)
+    if (target.kind === 'block device') return await openDevice(target.path, { engine })
     // The file becomes the image, whatever it was: its old end must not show behind it.
-    return await create(target.path, { size: source.size ?? 0, overwrite: target.kind === 'existing file', ...options })
+    return await create(target.path, { size: source.size ?? 0, overwrite: target.kind === 'existing file', engine })
   } catch (error) {
-    const code = error instanceof BlockError ? error.code : ''
-    if (code === 'EBUSY' || code === 'EROFS') throw new Stop(EXIT.refused, `refused: ${explain(error)}`)
-    if (code === 'EACCES' || code === 'EPERM') throw new Stop(EXIT.failed, `${explain(error)}; you may have to be root`)
-    throw error
+    throw asRefusal(error)
   }
 }
 
@@ -186,7 +191,7 @@ async function carry(
   const isDevice = target.kind === 'block device'
   const heldBytes = firstLast ? Math.min(FIRST_BYTES, isDevice ? disk.size : FIRST_BYTES) : 0
   const began = performance.now()
-  progress.phase('writing', source.size, source.fraction)
+  progress.phase('writing', source.size, { fraction: source.fraction })
   try {
     if (heldBytes > 0 && isDevice) {
       // The old beginning must not promise what is not there any more.
