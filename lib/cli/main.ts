@@ -2,10 +2,11 @@
 // `multiwrite COMMAND`: finds the command and runs it.
 
 import { type Command, EXIT, runCommand } from './command.ts'
+import { infoCommand } from './info.ts'
 import { replayCommand } from './replay-command.ts'
 import { writeCommand } from './write.ts'
 
-const COMMANDS: readonly Command[] = [writeCommand, replayCommand]
+const COMMANDS: readonly Command[] = [infoCommand, writeCommand, replayCommand]
 
 const USAGE = `usage: multiwrite COMMAND [options]
 

@@ -77,31 +77,60 @@ export function formatTable(rows: readonly (readonly string[])[]): string {
   return rows.map((row) => line(row).trimEnd()).join('\n')
 }
 
-const MODE_NAMES: Record<MergeMode, string> = { full: 'merged', sort: 'sorted only', off: 'as given' }
+/** Lines for a terminal of 80 columns. */
+const COLUMNS = 79
+const LABEL_COLUMNS = 10
+
+/** Text in lines that fit a terminal, each behind `indent`; words longer than a line stay whole. */
+export function wrap(text: string, indent = ''): string {
+  const lines: string[] = []
+  let line = indent
+  for (const word of text.split(' ')) {
+    const longer = line === indent ? line + word : `${line} ${word}`
+    if (longer.length <= COLUMNS || line === indent) line = longer
+    else {
+      lines.push(line)
+      line = indent + word
+    }
+  }
+  return [...lines, line].join('\n')
+}
+
+/** A name and what there is to say of it. */
+export function formatField(label: string, text: string): string {
+  return label.padEnd(LABEL_COLUMNS) + wrap(text, ' '.repeat(LABEL_COLUMNS)).slice(LABEL_COLUMNS)
+}
+
+const MODE_NAMES: Record<MergeMode, string> = { full: 'merged', sort: 'sorted', off: 'as given' }
 
 /** Everything there is to say, for people. */
 export function formatReport({ trace, target, engine, limits, qemu, modes }: Report): string {
   const removed = target.kind === 'temporary file' ? ', removed afterwards' : ''
-  const lines = [
-    `trace    ${basename(trace.path)}: ${formatTrace(trace)}`,
-    `target   ${target.path}: ${withArticle(target.kind)} of ${formatBytes(target.size)}${removed}`,
-    `engine   ${engine.name}: ${engine.reason}`,
-    `direct   ${target.direct ? 'yes, O_DIRECT' : 'no, through the page cache'}`,
-    `merging  runs of up to ${formatBytes(limits.maxBytes)} and ${formatCount(limits.maxSegments)} segments`,
+  const qemuSays = qemu === null ? '' : `${compareWithQemu(trace, qemu, limits.maxBytes).join(' ')} `
+  const reads = trace.counts.R > 0 ? ' Its reads saw what had been written before.' : ''
+  return [
+    formatField('trace', `${basename(trace.path)}: ${formatTrace(trace)}`),
+    formatField('target', `${target.path}: ${withArticle(target.kind)} of ${formatBytes(target.size)}${removed}`),
+    formatField('engine', `${engine.name}: ${engine.reason}`),
+    formatField('direct', target.direct ? 'yes, O_DIRECT' : 'no, through the page cache'),
+    formatField(
+      'merging',
+      `runs of up to ${formatBytes(limits.maxBytes)} and ${formatCount(limits.maxSegments)} segments`,
+    ),
     '',
     formatModes(modes, qemu),
     '',
-  ]
-  if (qemu !== null) lines.push(...compareWithQemu(trace, qemu, limits.maxBytes))
-  lines.push(
-    "Latency is from the call to a request's own callback; the clock stops after a last flush. One replay",
-    'went before these and is not counted.',
+    wrap(
+      `${qemuSays}Latency is from the call to a request's own callback; the clock stops after a last flush. ` +
+        'One replay went before these and is not counted.',
+    ),
     '',
-    `Every byte is right: after each replay all ${formatCount(target.size)} bytes were read back, by the`,
-    "operating system's own calls and through the page cache, and are what the trace leaves if its",
-    `requests are carried out one after another.${trace.counts.R > 0 ? ' Its reads saw what had been written before.' : ''}`,
-  )
-  return lines.join('\n')
+    wrap(
+      `Every byte is right: after each replay all ${formatCount(target.size)} bytes were read back, by the operating ` +
+        "system's own calls and through the page cache, and are what the trace leaves if its requests are carried out " +
+        `one after another.${reads}`,
+    ),
+  ].join('\n')
 }
 
 /** The same for programs; times of single requests in nanoseconds. */
@@ -135,16 +164,13 @@ export function withArticle(noun: string): string {
 }
 
 function formatModes(modes: Report['modes'], qemu: Trace | null): string {
-  const rows: string[][] = [
-    ['', 'requests', 'submissions', 'QEMU', 'MiB', 'requests/s', 'MiB/s', 'p50', 'p99', 'p99.9'],
-  ]
+  const rows: string[][] = [['', 'requests', 'submissions', 'QEMU', 'req/s', 'MiB/s', 'p50', 'p99', 'p99.9']]
   for (const [mode, result] of Object.entries(modes) as [MergeMode, ReplayResult][]) {
     rows.push([
       MODE_NAMES[mode],
       formatCount(result.requests),
       formatCount(result.submissions),
       mode === 'full' && qemu !== null ? formatCount(qemu.counts.W) : '-',
-      (result.bytes / MIB).toFixed(1),
       formatCount(result.requestsPerSecond),
       formatCount(result.bytesPerSecond / MIB),
       ...formatLatency(result.latency),
