@@ -6,18 +6,19 @@ import { DEFAULT_TRACE, replayAs } from './replay-command.ts'
 
 const USAGE = `usage: npm start -- [options] [TARGET]
 
-Replays recorded block traffic on TARGET (a file or block device; without one, on a file
-that is made for it and removed afterwards): merged, sorted only, and as given. Then
-compares every byte of it with what must be there.
+Replays recorded block traffic on TARGET (a file or block device; without one,
+on a file that is made for it and removed afterwards): merged, sorted only, and
+as given. Then compares every byte of it with what must be there.
 
-  --trace FILE    the recording: CSV, gzip'd or not, "batch,time_us,op,offset,length"
+  --trace FILE    the recording: CSV, gzip'd or not,
+                  "batch,time_us,op,offset,length"
   --yes           overwrite TARGET if it exists
   --direct        O_DIRECT on a file as well (block devices always)
   --engine NAME   io_uring, aio or threads instead of the first that works
   --json          the results as JSON
   --help
 
-exit status: 0 done and every byte right, 1 failed, 2 usage, 3 refused for safety
+exit status: 0 done and every byte right, 1 failed, 2 usage, 3 refused
 `
 
 const OPTIONS = {

@@ -16,8 +16,8 @@ import { describeTarget } from './target.ts'
 
 const USAGE = `usage: multiwrite info [options] TARGET
 
-What TARGET, a block device or image file, is: size, limits and alignment, who uses it,
-and which engine would serve it and why. Nothing is written.
+What TARGET, a block device or image file, is: size, limits and alignment, who
+uses it, and which engine would serve it and why. Nothing is written.
 
   --format raw|qcow2   what TARGET is to be taken for; raw if nothing is said
   --direct             as with O_DIRECT on a file (block devices always)

@@ -1,19 +1,23 @@
 #!/usr/bin/env node
+
 // `multiwrite COMMAND`: finds the command and runs it.
 
+import { checkCommand } from './check.ts'
 import { type Command, EXIT, runCommand } from './command.ts'
+import { convertCommand } from './convert.ts'
 import { infoCommand } from './info.ts'
 import { replayCommand } from './replay-command.ts'
 import { writeCommand } from './write.ts'
 
-const COMMANDS: readonly Command[] = [infoCommand, writeCommand, replayCommand]
+const COMMANDS: readonly Command[] = [infoCommand, writeCommand, convertCommand, checkCommand, replayCommand]
 
 const USAGE = `usage: multiwrite COMMAND [options]
 
 ${COMMANDS.map(({ name, summary }) => `  ${name.padEnd(10)}${summary}`).join('\n')}
 
 "multiwrite COMMAND --help" tells more.
-exit status: 0 done, 1 I/O or verification failed, 2 usage, 3 refused for safety
+exit status: 0 done, 1 I/O or verification failed, 2 usage, 3 refused for
+safety
 `
 
 const [name, ...args] = process.argv.slice(2)

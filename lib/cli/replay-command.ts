@@ -49,21 +49,22 @@ const SPARE_BYTES = 64 * 1024 * 1024
 
 const USAGE = `usage: multiwrite replay [options] [TRACE [TARGET]]
 
-Replays recorded block traffic on TARGET: merged, sorted only, and as given. Then compares
-every byte of it with what must be there.
+Replays recorded block traffic on TARGET: merged, sorted only, and as given.
+Then compares every byte of it with what must be there.
 
-  TRACE   the recording: CSV, gzip'd or not, "batch,time_us,op,offset,length"; without one,
-          that of a guest which copied files
-  TARGET  a file or block device; without one, a file that is made for it and removed
+  TRACE   the recording: CSV, gzip'd or not, "batch,time_us,op,offset,length";
+          without one, that of a guest which copied files
+  TARGET  a file or block device; without one, a file that is made for it and
+          removed
 
   --force          overwrite TARGET if it exists
   --direct         O_DIRECT on a file as well (block devices always)
   --engine NAME    io_uring, aio or threads instead of the first that works
-  --progress=FD    progress for programs: a line of JSON four times a second
+  --progress=FD    progress for programs: a line of JSON, four a second
   --json           the results as JSON
   --help
 
-exit status: 0 done and every byte right, 1 failed, 2 usage, 3 refused for safety
+exit status: 0 done and every byte right, 1 failed, 2 usage, 3 refused
 `
 
 const OPTIONS = {

@@ -28,6 +28,12 @@ export interface Source {
   close(): Promise<void>
 }
 
+/** What lies below a qcow2 image. */
+export interface Backing {
+  readonly path: string
+  readonly format: Format
+}
+
 /** How a qcow2 image begins: "QFI" and 0xfb. */
 const QCOW2_MAGIC = Buffer.from([0x51, 0x46, 0x49, 0xfb])
 const STREAM_PIECE_BYTES = 1 << 20
@@ -37,15 +43,16 @@ const STREAM_PIECE_BYTES = 1 << 20
  *
  * @param format `undefined` if nobody has said; then a qcow2 image is refused, since to take it for a raw one is a mistake,
  *   and to recognise it by its content would let whoever filled a raw disk decide what is read
+ * @param backing what lies below a qcow2 image that names something
  */
-export async function openSource(path: string, format: Format | undefined): Promise<Source> {
+export async function openSource(path: string, format: Format | undefined, backing?: Backing): Promise<Source> {
   if (path === '-') {
     if (format === 'qcow2') {
       throw new Stop(EXIT.usage, 'a qcow2 image cannot be read from standard input: name a file')
     }
     return inputSource(process.stdin, format)
   }
-  if (format === 'qcow2') return diskSource(path, format)
+  if (format === 'qcow2') return diskSource(path, format, backing)
   const head = await headOf(path)
   const packing = packingOf(head)
   if (packing !== null) return packedSource(path, packing)
@@ -74,8 +81,9 @@ function refuseQcow2(head: Buffer, what: string): void {
   )
 }
 
-async function diskSource(path: string, format: Format): Promise<Source> {
-  const disk = await open(path, { format, readOnly: true } as Parameters<typeof open>[1])
+async function diskSource(path: string, format: Format, backing?: Backing): Promise<Source> {
+  const below = backing === undefined ? {} : { backing }
+  const disk = await open(path, { format, readOnly: true, ...below } as Parameters<typeof open>[1])
   let position = 0
   return {
     description: `${format} image`,

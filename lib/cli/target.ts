@@ -116,8 +116,12 @@ export async function confirm(target: Target, force: boolean, ask: boolean): Pro
   const questions = createInterface({ input: process.stdin, output: process.stderr })
   try {
     const asked = `${style.danger(`${lost[0]!.toUpperCase()}${lost.slice(1)} will be lost.`)} Type "yes" to go on: `
-    // Ctrl-C and Ctrl-D close it without an answer.
-    const answer = await Promise.race([questions.question(asked), once(questions, 'close').then(() => '')])
+    // Ctrl-D closes it without an answer, Ctrl-C takes the question back.
+    const answer = await Promise.race([
+      questions.question(asked).catch(() => '\n'),
+      once(questions, 'close').then(() => '\n'),
+    ])
+    if (answer === '\n') process.stderr.write('\n')
     if (answer.trim() !== 'yes') throw new Stop(EXIT.refused, 'not confirmed; nothing was written')
   } finally {
     questions.close()

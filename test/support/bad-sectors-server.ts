@@ -1,5 +1,5 @@
 // Serves a file by the NBD protocol, with bad sectors: a write that touches one writes what stands before it, as disks do, and
-// fails; a read that touches one fails. A process of its own, for one client. (The servers at hand either mix up writes that are
+// fails; a read that touches one fails; and some store a wrong byte and say nothing. A process of its own, for one client. (The servers at hand either mix up writes that are
 // in flight together, or drop the connection when a read fails.)
 
 import fs from 'node:fs'
@@ -15,6 +15,8 @@ export interface Service {
   /** Sectors that refuse to be written, and to be read; ascending. */
   writes: number[]
   reads: number[]
+  /** Sectors of which the first byte is stored wrong, without a word. */
+  flips: number[]
 }
 
 const EIO = 5
@@ -29,7 +31,7 @@ const OPTION_REPLY_MAGIC = 0x3e889045565a9n
 const REQUEST_MAGIC = 0x25609513
 const REPLY_MAGIC = 0x67446698
 
-const { socket, content, size, sector, writes, reads } = JSON.parse(process.argv[2] ?? '') as Service
+const { socket, content, size, sector, writes, reads, flips } = JSON.parse(process.argv[2] ?? '') as Service
 const file = fs.openSync(content, 'r+')
 
 /** The first of some sectors within a range, as its place in bytes; -1: none. */
@@ -50,6 +52,10 @@ function carryOut(command: number, offset: number, length: number, data: Buffer)
     case COMMAND.write:
     case COMMAND.writeZeroes: {
       const bytes = command === COMMAND.write ? data : Buffer.alloc(length)
+      for (const at of flips) {
+        const place = at * sector - offset
+        if (place >= 0 && place < length) bytes[place]! ^= 0x10
+      }
       const bad = firstBad(writes, offset, length)
       const end = bad < 0 ? offset + length : bad
       if (end > offset) fs.writeSync(file, bytes, 0, end - offset, offset)

@@ -31,6 +31,8 @@ export interface BadDiskOptions {
   writes?: readonly number[]
   /** Those that refuse to be read. */
   reads?: readonly number[]
+  /** Those that store a wrong first byte and say nothing. */
+  flips?: readonly number[]
   /** Whether the kernel may merge neighbours that are sent together: then one fails with the other. */
   kernelMerges?: boolean
 }
@@ -80,7 +82,7 @@ class Server {
 }
 
 export async function badDisk(options: BadDiskOptions): Promise<BadDisk> {
-  const { size, sectorSize = 512, writes = [], reads = [], kernelMerges = false } = options
+  const { size, sectorSize = 512, writes = [], reads = [], flips = [], kernelMerges = false } = options
   const directory = temporaryDirectory()
   const inside = (name: string): string => path.join(directory.path, name)
   const [content, socket, mount] = [inside('content'), inside('socket'), inside('mount')]
@@ -120,7 +122,15 @@ export async function badDisk(options: BadDiskOptions): Promise<BadDisk> {
 
   try {
     const ascending = (sectors: readonly number[]): number[] => [...sectors].sort((a, b) => a - b)
-    const service: Service = { socket, content, size, sector, writes: ascending(writes), reads: ascending(reads) }
+    const service: Service = {
+      socket,
+      content,
+      size,
+      sector,
+      writes: ascending(writes),
+      reads: ascending(reads),
+      flips: [...flips],
+    }
     servers.push(new Server(process.execPath, [program.path, JSON.stringify(service)]))
     await servers[0]!.makes(socket)
     servers.push(new Server('nbdfuse', [mount, '--unix', socket]))

@@ -1,0 +1,100 @@
+// `multiwrite convert IMAGE TARGET`: from raw to qcow2 and back, into a file that is made for it. Zeros of the image take no room
+// in the target; what was made is read back and compared, by way of the target's own format.
+
+import { create, open } from '../index.ts'
+import { type Command, ENGINES, EXIT, type ExitStatus, oneOf, parseArguments, Stop } from './command.ts'
+import { runJob, showJob } from './job.ts'
+import { progressDescriptor } from './progress.ts'
+import { type Backing, FORMATS, openSource } from './source.ts'
+import { confirm, examine, refuseOwnGround } from './target.ts'
+
+const USAGE = `usage: multiwrite convert [options] IMAGE TARGET
+
+Writes what is in IMAGE to TARGET, an image file of another format, and
+compares both. Zeros take no room in TARGET. For a device there is "write".
+
+  IMAGE    a raw image, as it is or packed by gzip, xz or zstd, or qcow2
+  TARGET   a file, which is made if it is not there
+
+  --from raw|qcow2     what IMAGE is; raw if nothing is said
+  --to qcow2|raw       what TARGET becomes; the other one if nothing is said
+  --backing FILE       what lies below IMAGE, if that names a backing file:
+                       such a name is never followed
+  --backing-format raw|qcow2
+                       what that is; raw if nothing is said
+  --force              overwrite TARGET without asking
+  --no-verify          don't compare
+  --engine NAME        io_uring, aio or threads instead of the first that works
+  --progress=FD        progress for programs: a line of JSON, four a second
+  --json               the result as JSON
+  --help
+
+exit status: 0 done, 1 I/O or verification failed, 2 usage, 3 refused for
+safety
+`
+
+const OPTIONS = {
+  from: { type: 'string' },
+  to: { type: 'string' },
+  backing: { type: 'string' },
+  'backing-format': { type: 'string' },
+  force: { type: 'boolean' },
+  'no-verify': { type: 'boolean' },
+  engine: { type: 'string' },
+  progress: { type: 'string' },
+  json: { type: 'boolean' },
+} as const
+
+async function run(args: readonly string[]): Promise<ExitStatus> {
+  const parsed = parseArguments(args, { usage: USAGE, options: OPTIONS, operands: ['IMAGE', 'TARGET'] })
+  if (parsed === null) return EXIT.done
+  const { values, operands } = parsed
+  const [image, path] = operands as [string, string]
+  const engine = oneOf(values.engine, 'engine', ENGINES, USAGE)
+  const from = values.from === undefined ? undefined : oneOf(values.from, 'from', FORMATS, USAGE)
+  const to = oneOf(values.to ?? (from === 'qcow2' ? 'raw' : 'qcow2'), 'to', FORMATS, USAGE)
+  const backing: Backing | undefined =
+    values.backing === undefined
+      ? undefined
+      : { path: values.backing, format: oneOf(values['backing-format'], 'backing-format', FORMATS, USAGE) }
+  if (backing !== undefined && from !== 'qcow2')
+    throw new Stop(EXIT.usage, 'only a qcow2 image has a backing file: --from qcow2')
+  const descriptor = progressDescriptor(values.progress)
+
+  const source = await openSource(image, from, backing)
+  try {
+    const { size } = source
+    if (to === 'qcow2' && size === null) {
+      throw new Stop(EXIT.usage, 'the size of a qcow2 image must be known when it is made: unpack the image first')
+    }
+    const target = await examine(path)
+    if (target.kind === 'block device') {
+      throw new Stop(EXIT.usage, `${path} is a block device: "multiwrite write" writes an image to one`)
+    }
+    if (image !== '-') await refuseOwnGround(image, target)
+    showJob(source, target, image)
+    await confirm(target, values.force ?? false, image !== '-')
+    const overwrite = target.kind === 'existing file'
+    return await runJob({
+      command: 'convert',
+      image,
+      source,
+      target,
+      zeroes: 'known',
+      firstLast: false,
+      verify: !values['no-verify'],
+      json: values.json ?? false,
+      descriptor,
+      open: () => create(path, { format: to, size: size ?? 0, overwrite, engine } as Parameters<typeof create>[1]),
+      reopen: (direct) => open(path, { format: to, readOnly: true, direct } as Parameters<typeof open>[1]),
+    })
+  } finally {
+    await source.close()
+  }
+}
+
+export const convertCommand: Command = {
+  name: 'convert',
+  summary: 'makes a qcow2 image of a raw one, or the other way round',
+  run,
+}
