@@ -2,6 +2,7 @@
 
 // `multiwrite COMMAND`: finds the command and runs it.
 
+import { bench } from './bench/command.ts'
 import { checkCommand } from './check.ts'
 import { type Command, EXIT, runCommand } from './command.ts'
 import { convertCommand } from './convert.ts'
@@ -9,7 +10,7 @@ import { infoCommand } from './info.ts'
 import { replayCommand } from './replay-command.ts'
 import { writeCommand } from './write.ts'
 
-const COMMANDS: readonly Command[] = [infoCommand, writeCommand, convertCommand, checkCommand, replayCommand]
+const COMMANDS: readonly Command[] = [infoCommand, writeCommand, convertCommand, checkCommand, replayCommand, bench]
 
 const USAGE = `usage: multiwrite COMMAND [options]
 

@@ -1,0 +1,101 @@
+// `multiwrite bench`: reads the words, makes the target ready, measures, and prints.
+
+import { writeFileSync } from 'node:fs'
+import { BlockError } from '../../index.ts'
+import { type Command, EXIT, type ExitStatus, Stop } from '../command.ts'
+import { type Comparison, compare, formatComparison } from './compare.ts'
+import { type Arguments, parseArguments } from './job.ts'
+import { formatHtml } from './output-html.ts'
+import { formatResult } from './output-human.ts'
+import { formatJson } from './output-json.ts'
+import { prepare } from './prepare.ts'
+import { Progress } from './progress.ts'
+import type { Result } from './results.ts'
+import { runLoad } from './run.ts'
+import { formatSweep, runSweep } from './sweep.ts'
+import { USAGE } from './usage.ts'
+
+export const bench: Command = {
+  name: 'bench',
+  summary: 'measures a block device or file, in the words of fio',
+  run,
+}
+
+async function run(argv: readonly string[]): Promise<ExitStatus> {
+  const args = parseArguments(argv)
+  if (args === 'help') {
+    process.stdout.write(USAGE)
+    return EXIT.done
+  }
+  const progress = new Progress(process.stderr)
+  const stop = new Int32Array(new SharedArrayBuffer(4))
+  const restore = stopOnSignal(stop)
+  try {
+    const { setting, release } = await prepare(args.job, args.force, progress)
+    let outcome: Outcome
+    try {
+      outcome = await measure(args, setting, stop, progress)
+    } finally {
+      await release()
+    }
+    report(args, outcome)
+    const bad = outcome.results.some(({ failed, verified }) => failed !== null || verified?.mismatch)
+    return bad ? EXIT.failed : EXIT.done
+  } catch (error) {
+    // What the system refuses is told in a line; mistakes of this program with their stack.
+    if (error instanceof BlockError) throw new Stop(EXIT.failed, `bench: ${error.message}`)
+    throw error
+  } finally {
+    progress.clear()
+    restore()
+  }
+}
+
+interface Outcome {
+  results: Result[]
+  comparison: Comparison | null
+}
+
+async function measure(
+  args: Arguments,
+  setting: Result['setting'],
+  stop: Int32Array,
+  progress: Progress,
+): Promise<Outcome> {
+  const { job, sweep } = args
+  if (sweep !== null) return { results: await runSweep(job, sweep, setting, stop, progress), comparison: null }
+  if (args.compare.length === 0) {
+    return { results: [await runLoad(job, setting, stop, progress)], comparison: null }
+  }
+  const { comparison, result } = await compare(args, setting, stop, progress)
+  return { results: [result], comparison }
+}
+
+function report(args: Arguments, { results, comparison }: Outcome): void {
+  if (args.html !== null) writeFileSync(args.html, formatHtml(results, args.sweep, comparison))
+  const json = args.json === null ? null : `${formatJson(results, args.given, comparison)}\n`
+  if (json !== null && args.json !== '-') writeFileSync(args.json!, json)
+  if (args.json === '-') {
+    process.stdout.write(json!)
+    return
+  }
+  const parts = args.sweep === null ? results.map(formatResult) : [formatSweep(results, args.sweep)]
+  if (comparison !== null) parts.push(formatComparison(comparison))
+  for (const { failed } of args.sweep === null ? [] : results)
+    if (failed) parts.push(`ended by an error: ${failed.message}`)
+  process.stdout.write(`${parts.join('\n\n')}\n`)
+}
+
+/** The first signal ends the run and lets the results be printed; a second one ends the process as usual. */
+function stopOnSignal(stop: Int32Array): () => void {
+  const signals = ['SIGINT', 'SIGTERM'] as const
+  const end = (): void => {
+    stop[0] = 1
+    restore()
+  }
+  const restore = (): void => {
+    for (const signal of signals) process.removeListener(signal, end)
+  }
+  for (const signal of signals) process.once(signal, end)
+  return restore
+}
