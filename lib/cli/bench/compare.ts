@@ -134,7 +134,7 @@ export function formatComparison({ contenders, missing }: Comparison): string {
   const rows = [['', 'IOPS', 'BW', 'p50', 'p99', 'CPU us/request', 'IOPS ratio', 'p50 ratio', 'p99 ratio']]
   for (const { name, spread, ratio } of contenders) {
     rows.push([
-      NAMES[name] ?? name,
+      contenderName(name),
       countWord(spread.iops.median),
       `${binaryWord(spread.bytesPerSecond.median)}/s`,
       latencyWord(spread.p50_ns.median),
@@ -153,6 +153,7 @@ export function formatComparison({ contenders, missing }: Comparison): string {
   return lines.join('\n')
 }
 
-const NAMES: Record<string, string> = {
-  fs: `node:fs (${process.env.UV_THREADPOOL_SIZE ?? 4} threads)`,
+/** As the reports call it. */
+export function contenderName(name: string): string {
+  return name === 'fs' ? `node:fs (${process.env.UV_THREADPOOL_SIZE ?? 4} threads)` : name
 }

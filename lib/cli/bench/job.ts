@@ -137,7 +137,9 @@ export function parseArguments(argv: readonly string[]): Arguments | 'help' {
   const compare = readPeers(given.compare)
   const short = sweep !== null || compare.length > 0
   const iodepth = read.whole('iodepth', 1, DEPTH_MAX) ?? 1
-  const batch = Math.min(read.whole('batch', 1, DEPTH_MAX) ?? 1, iodepth)
+  // A call of more than the depth can't be. A sweep has depths of its own.
+  const largest = sweep === null ? iodepth : Math.max(...sweep.depths)
+  const batch = Math.min(read.whole('batch', 1, DEPTH_MAX) ?? 1, largest)
   const direct = read.oneOf('direct', ['0', '1'])
   // A pass over the whole target in each cell of a sweep could take days.
   const runtime = read.time('runtime') ?? (short ? SHORT_RUNTIME_MS : null)
@@ -148,7 +150,7 @@ export function parseArguments(argv: readonly string[]): Arguments | 'help' {
     bs: read.size('bs') ?? 4096,
     iodepth,
     batch,
-    batchComplete: Math.min(read.whole('batch-complete', 1, DEPTH_MAX) ?? 1, iodepth),
+    batchComplete: Math.min(read.whole('batch-complete', 1, DEPTH_MAX) ?? 1, largest),
     size: read.size('size') ?? null,
     runtime,
     ramp: read.time('ramp') ?? (short ? SHORT_RAMP_MS : 0),
