@@ -45,8 +45,8 @@ export function chooseEngine(engine: Engine, asked: 'auto' | EngineName, direct:
     }
     const failure = engine.start(name)
     if (failure === undefined) {
-      const before = refused.length === 0 ? 'the first choice' : refused.join('; ')
-      return { name, reason: `${before}; ${name}: ${WORKS}` }
+      if (refused.length === 0) return { name, reason: `the first choice; ${WORKS}` }
+      return { name, reason: `${refused.join('; ')}; ${name}: ${WORKS}` }
     }
     last = failure
     refused.push(why(name, failure))
