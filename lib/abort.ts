@@ -1,15 +1,11 @@
-// Listening to AbortSignals: one listener per signal, however many requests it was given with. What they have to do about it
-// they may do together: there can be a hundred thousand of them.
+// Listening to AbortSignals: one listener per signal, however many requests it was given with.
 
 import { AbortError } from './errors.ts'
 import { invalidType } from './errors-argument.ts'
 
-/** Runs when a signal is raised; what it returns runs once when all have, whoever else returned the same. */
-export type OnAbort = () => () => void
-
 /** What runs when a signal is raised, and the listener that runs it. */
 interface Listening {
-  readonly runs: Set<OnAbort>
+  readonly runs: Set<() => void>
   readonly listener: () => void
 }
 
@@ -27,7 +23,7 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
 }
 
 /** Calls `run` when the signal is raised, unless the returned function was called before. */
-export function onAbort(signal: AbortSignal, run: OnAbort): () => void {
+export function onAbort(signal: AbortSignal, run: () => void): () => void {
   const current = listening.get(signal) ?? listen(signal)
   current.runs.add(run)
   return () => {
@@ -40,11 +36,10 @@ export function onAbort(signal: AbortSignal, run: OnAbort): () => void {
 }
 
 function listen(signal: AbortSignal): Listening {
-  const runs = new Set<OnAbort>()
+  const runs = new Set<() => void>()
   const listener = (): void => {
     listening.delete(signal)
-    const last = new Set([...runs].map((one) => one()))
-    for (const one of last) one()
+    for (const run of [...runs]) run()
   }
   const current = { runs, listener }
   listening.set(signal, current)

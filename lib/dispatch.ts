@@ -52,9 +52,13 @@ export class Dispatch {
   readonly #reads: Gather
   /** Per batch, the requests to be withdrawn. */
   #leaving = new Map<Batch, Map<number, AbortError>>()
-  /** Takes back what was not submitted of them; all at once, since it means to look at everything that waits. */
+  /**
+   * Takes back what was not submitted of them. All at once, since it means to look at everything that waits, and there can be
+   * a hundred thousand of them; but before anything else is sent.
+   */
   readonly #withdraw = (): void => {
     const leaving = this.#leaving
+    if (leaving.size === 0) return
     this.#leaving = new Map()
     this.queue.withdraw(leaving)
     for (const [batch, owners] of leaving) {
@@ -92,7 +96,7 @@ export class Dispatch {
     }
     this.gate = new Gate(ordered, blocks)
     const isGone = blocks.growsByWriting ? null : () => deviceIsGone(target.file)
-    this.queue = new Queue(engine, this.gate, live, options.queueDepth, ordered, counters, isGone)
+    this.queue = new Queue(engine, this.gate, live, options.queueDepth, ordered, counters, isGone, this.#withdraw)
     this.#writes = new Gather(false, (gathered) => this.#startGathered(gathered))
     this.#reads = new Gather(true, (gathered) => this.#startGathered(gathered))
   }
@@ -226,12 +230,11 @@ export class Dispatch {
       },
     )
     for (const [signal, owners] of ownersBySignal(callers)) {
-      const leave = (): (() => void) => this.#leave(batch, owners, signal)
+      const leave = (): void => this.#leave(batch, owners, signal)
       // Raised while the calls were being gathered: nothing of them has been submitted.
       if (signal.aborted) leave()
       else listening.push(onAbort(signal, leave))
     }
-    if (this.#leaving.size > 0) this.#withdraw()
     this.#go(batch)
   }
 
@@ -255,13 +258,13 @@ export class Dispatch {
     if (batch.endEmpty()) queueMicrotask(() => batch.tell())
   }
 
-  /** Notes that some requests of a batch are to be withdrawn, and returns what does it. */
-  #leave(batch: Batch, owners: Iterable<number>, signal: AbortSignal): () => void {
+  /** Notes that some requests of a batch are to be withdrawn: before anything is sent, or when the caller has returned. */
+  #leave(batch: Batch, owners: Iterable<number>, signal: AbortSignal): void {
+    if (this.#leaving.size === 0) queueMicrotask(this.#withdraw)
     const error = new AbortError(signal.reason)
     const leaving = this.#leaving.get(batch) ?? new Map<number, AbortError>()
     for (const owner of owners) leaving.set(owner, error)
     this.#leaving.set(batch, leaving)
-    return this.#withdraw
   }
 }
 

@@ -46,6 +46,7 @@ export class Queue implements Lane {
   readonly #ordered: boolean
   readonly #counters: Counters
   readonly #isGone: (() => Promise<boolean>) | null
+  readonly #beforeSending: () => void
   #waiting: Submission[] = []
   #head = 0
   /** Those that hold staging memory stand first: they go on with what they have, and others may wait for just that. */
@@ -78,6 +79,7 @@ export class Queue implements Lane {
    * @param depth submissions in flight at once
    * @param ordered whether overlaps in flight would be a mistake of ours
    * @param isGone asks whether there is no device any more; `null` for a file, which stays
+   * @param beforeSending called before anything is sent; it may withdraw what waits
    */
   constructor(
     engine: Engine,
@@ -87,6 +89,7 @@ export class Queue implements Lane {
     ordered: boolean,
     counters: Counters,
     isGone: (() => Promise<boolean>) | null,
+    beforeSending: () => void,
   ) {
     this.#engine = engine
     this.#gate = gate
@@ -95,6 +98,7 @@ export class Queue implements Lane {
     this.#ordered = ordered
     this.#counters = counters
     this.#isGone = isGone
+    this.#beforeSending = beforeSending
   }
 
   /** Puts submissions behind those that wait; `pump` sends them. */
@@ -113,6 +117,7 @@ export class Queue implements Lane {
 
   /** Sends what may be in flight, in one native call. */
   pump(): void {
+    this.#beforeSending()
     for (;;) {
       const full =
         this.#inFlight.length >= this.#depth || (this.#front.length === 0 && this.#head === this.#waiting.length)

@@ -531,18 +531,24 @@ everywhere([bufferedFile, directFile, loop4096], (target, engine) => {
 })
 
 // Each withdrawal once looked through all that waited: with so many calls, minutes in which nothing else ran.
-test('a hundred thousand calls are withdrawn together', async () => {
+test.each([
+  ['by one signal', false],
+  ['by a signal each', true],
+])('a hundred thousand calls are withdrawn together, %s', async (_, each) => {
   await withTarget(bufferedFile, 1 << 20, (made) =>
     withDisk(made, { queueDepth: 1, merge: { mode: 'off' } }, async (disk) => {
-      const controller = new AbortController()
-      const { signal } = controller
+      const controllers = [new AbortController()]
+      const next = (): AbortSignal => {
+        if (each) controllers.push(new AbortController())
+        return controllers.at(-1)!.signal
+      }
       const byte = pattern(1, 1)
       const calls: Promise<unknown>[] = []
       for (let at = 0; at < 100_000; at += 2) {
-        calls.push(outcome(disk.multiwrite([{ offset: 4 * at, data: byte }], { signal })))
-        calls.push(outcome(disk.write(4 * at + 4, byte, { signal })))
+        calls.push(outcome(disk.multiwrite([{ offset: 4 * at, data: byte }], { signal: next() })))
+        calls.push(outcome(disk.write(4 * at + 4, byte, { signal: next() })))
       }
-      controller.abort()
+      for (const controller of controllers) controller.abort()
       const errors = await Promise.all(calls)
       const withdrawn = errors.filter((error) => error instanceof AbortError)
       expect(withdrawn).toHaveLength(100_000 - 1)
