@@ -9,6 +9,7 @@
 import { constants } from 'node:os'
 import type { Engine, Operation } from './engine.ts'
 import type { AbortError } from './errors.ts'
+import { Flights } from './flights.ts'
 import type { Gate } from './gate.ts'
 import { Isolation } from './isolation.ts'
 import { type Staging, threadStaging } from './memory.ts'
@@ -57,7 +58,7 @@ export class Queue implements Lane {
   #flushes: ((result: number) => void)[] = []
   /** Flushes that have ended. */
   #flushed: (() => void)[] = []
-  #inFlight: Submission[] = []
+  readonly #flights = new Flights()
   #singlesInFlight = 0
   #ended: Submission[] = []
   /** Batches with something to answer, each once. An array: the tables of a set that is cleared again and again keep each
@@ -120,7 +121,7 @@ export class Queue implements Lane {
     this.#beforeSending()
     for (;;) {
       const full =
-        this.#inFlight.length >= this.#depth || (this.#front.length === 0 && this.#head === this.#waiting.length)
+        this.#flights.count >= this.#depth || (this.#front.length === 0 && this.#head === this.#waiting.length)
       if (full && this.#flushes.length === 0) break
       if (!this.#engine.hasSlot()) {
         this.#engine.stall(this.#pumpAgain)
@@ -133,7 +134,7 @@ export class Queue implements Lane {
       }
       const submission = this.#front.length > 0 ? this.#front[0]! : this.#waiting[this.#head]!
       // The kernel can't drop a folio from below a direct write while the page cache dirties it, and calls that lost data.
-      if (this.#inFlight.length > 0 && (this.#inFlight[0]!.alone || isTail(submission, this.#target))) break
+      if (this.#flights.count > 0 && (this.#flights.alone || isTail(submission, this.#target))) break
       submission.begin(this.#target)
       if (this.#mustKeepAway(submission)) break
       const filled = submission.fill(this.#engine, this.#staging, this.#target)
@@ -152,7 +153,7 @@ export class Queue implements Lane {
       }
       this.#count(submission)
       this.#meet(submission)
-      submission.flight = this.#inFlight.push(submission) - 1
+      this.#flights.add(submission)
       if (submission.parent !== null) this.#singlesInFlight++
       this.#engine.add(submission, submission.op, submission.file, submission.place, submission.flags)
     }
@@ -190,14 +191,8 @@ export class Queue implements Lane {
     this.#collect()
   }
 
-  /** Takes a submission out of those in flight; the last one takes its place in the list. */
   #land(submission: Submission): void {
-    const last = this.#inFlight.pop()!
-    if (last !== submission) {
-      this.#inFlight[submission.flight] = last
-      last.flight = submission.flight
-    }
-    submission.flight = -1
+    this.#flights.remove(submission)
     if (submission.parent !== null) this.#singlesInFlight--
   }
 
@@ -206,8 +201,7 @@ export class Queue implements Lane {
    * of two that rewrite one block one would be lost, so there must be none. Those that touch it may merge, and fail as one.
    */
   #meet(submission: Submission): void {
-    for (const other of this.#inFlight) {
-      if (other.blockEnd < submission.blockStart || submission.blockEnd < other.blockStart) continue
+    for (const other of this.#flights.near(submission)) {
       if (other.blockEnd === submission.blockStart || submission.blockEnd === other.blockStart) {
         if (!this.#target.kernelMerges || isSameRequest(other, submission)) continue
         other.hadNeighbour = true
@@ -223,11 +217,13 @@ export class Queue implements Lane {
   /** A request that is carried out singly must not touch anything in flight: the kernel would merge them again. */
   #mustKeepAway(submission: Submission): boolean {
     if (submission.parent === null && this.#singlesInFlight === 0) return false
-    return this.#inFlight.some(
-      (other) =>
-        (other.parent !== null || submission.parent !== null) &&
-        (other.blockEnd === submission.blockStart || submission.blockEnd === other.blockStart),
-    )
+    return this.#flights
+      .near(submission)
+      .some(
+        (other) =>
+          (other.parent !== null || submission.parent !== null) &&
+          (other.blockEnd === submission.blockStart || submission.blockEnd === other.blockStart),
+      )
   }
 
   #collect(): void {

@@ -122,7 +122,7 @@ export class Submission implements Operation {
   lane: Lane | null = null
   errno = 0
   /** Its place among those in flight; the queue's business. */
-  flight = -1
+  flight: Hold<Submission> | null = null
   /** Whether others were in flight with it whose ranges begin or end where its own does: the kernel may have merged them. */
   hadNeighbour = false
   /** Whether it was handed to the engine before. */

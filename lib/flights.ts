@@ -1,0 +1,47 @@
+// What is in flight, by the blocks that it moves, so that a submission that is about to leave meets those near it without a look
+// at all the others: some thousands may be in flight. The queue's business; nobody waits here, the gate has seen to that.
+
+import type { Submission } from './submission.ts'
+import { Hold, Tracker } from './tracker.ts'
+
+const NONE: readonly Submission[] = []
+const NOBODY: readonly Hold<Submission>[] = []
+
+export class Flights {
+  readonly #tracker = new Tracker<Submission>()
+  readonly #released: Hold<Submission>[] = []
+  #count = 0
+  #alone = false
+
+  get count(): number {
+    return this.#count
+  }
+
+  /** Whether the one in flight is to have no other beside it. */
+  get alone(): boolean {
+    return this.#alone
+  }
+
+  add(submission: Submission): void {
+    const hold = new Hold(submission.blockStart, submission.blockEnd, submission.read, submission)
+    submission.flight = hold
+    this.#count++
+    this.#alone = submission.alone
+    this.#tracker.add(hold, NOBODY)
+  }
+
+  remove(submission: Submission): void {
+    this.#tracker.remove(submission.flight!, this.#released)
+    submission.flight = null
+    this.#count--
+    this.#alone = false
+  }
+
+  /** Those whose blocks overlap or touch the blocks of a submission. */
+  near(submission: Submission): readonly Submission[] {
+    const start = submission.blockStart - 1
+    const end = submission.blockEnd + 1
+    if (this.#count === 0 || !this.#tracker.conflicts(start, end, false)) return NONE
+    return this.#tracker.frontier(new Hold(start, end, false, submission)).map(({ tag }) => tag)
+  }
+}
