@@ -8,6 +8,7 @@ import { PerformanceObserver } from 'node:perf_hooks'
 import { setTimeout } from 'node:timers/promises'
 import { open } from '../dist/index.js'
 import { multiwrite, multiwriteCallbacks, writes } from './ours.mjs'
+import { fsWriteFanOut, writevByHand } from './peers.mjs'
 import { adjacent, scattered } from './workload.mjs'
 
 const SIZE = 64 << 20
@@ -41,6 +42,12 @@ function look() {
   return { process: Number(view[0]), addon: Number(view[1]) }
 }
 
+/** The heap, and the memory of typed arrays that lies outside it. */
+function javaScriptBytes() {
+  const { heapUsed, arrayBuffers } = process.memoryUsage()
+  return heapUsed + arrayBuffers
+}
+
 let collections = 0
 new PerformanceObserver((list) => (collections += list.getEntries().length)).observe({ entryTypes: ['gc'] })
 
@@ -53,25 +60,30 @@ const shapes = [
   multiwrite('32 random in a batch', disk, scattered({ lanes: 1, count: 32, size: SIZE, alloc })),
   writes('single writes in 32 lanes', disk, scattered({ lanes: 32, count: 1, size: SIZE, alloc })),
 ]
+const handle = await fs.promises.open(target, fs.constants.O_RDWR | (direct === 'direct' ? fs.constants.O_DIRECT : 0))
+const batch = adjacent({ lanes: 4, count: 64, size: SIZE, alloc })
+const peers = [fsWriteFanOut(handle.fd, batch), writevByHand(handle.fd, batch)]
 const results = []
-for (const shape of shapes) {
+for (const shape of [...shapes, ...peers]) {
   await shape.run(WARM_UP_MS)
   globalThis.gc?.()
   await setTimeout(50)
   collections = 0
-  const used = process.memoryUsage().heapUsed
+  const used = javaScriptBytes()
   const before = look()
   const { requests } = await shape.run(COUNTED_MS)
   const after = look()
-  const bytes = process.memoryUsage().heapUsed - used
+  const bytes = javaScriptBytes() - used
   await setTimeout(50)
   results.push({
     shape: shape.name,
+    ours: shapes.includes(shape),
     requests,
     addon: after.addon - before.addon,
     process: after.process - before.process,
     bytes: collections === 0 ? bytes : -1,
   })
 }
+await handle.close()
 await disk.close()
 console.log(JSON.stringify(results))

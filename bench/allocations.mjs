@@ -13,15 +13,16 @@ const YOUNG_GENERATION_MB = 256
 
 /**
  * @typedef {object} Allocations
- * @property {string} shape
+ * @property {string} shape what is written, or the peer that writes
+ * @property {boolean} ours
  * @property {number} requests counted
  * @property {number} addon allocations of this library's native code
  * @property {number} process allocations of the whole process, V8 and libuv included
- * @property {number} bytes of JavaScript's heap; -1 where a collection ran meanwhile
+ * @property {number} bytes that JavaScript allocated; -1 where a collection ran meanwhile, so that it can't be told
  */
 
 /** @param {import('./targets.mjs').Target} target @returns {Promise<Allocations[]>} */
-export async function nativeAllocations({ path: target, direct }) {
+export async function countAllocations({ path: target, direct }) {
   const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'multiwrite-bench-'))
   const remove = atTheLatestAtExit(() => fs.rmSync(directory, { recursive: true, force: true }))
   try {

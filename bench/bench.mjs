@@ -3,13 +3,17 @@
 
 import fs from 'node:fs'
 import { open } from '../dist/index.js'
+import { inOtherProcess } from './other-process.mjs'
 import { fio } from './peers.mjs'
+import { qemuBench } from './qemu.mjs'
 import { REQUEST_BYTES } from './workload.mjs'
 
 /** @typedef {import('./measure.mjs').Contender} Contender */
 /** @typedef {import('./targets.mjs').Target} Target */
 /** @typedef {import('../dist/index.js').BlockDevice} BlockDevice */
 /** @typedef {import('../dist/index.js').OpenOptions} OpenOptions */
+
+/** @typedef {{ fio: boolean, qemu: boolean }} Installed which programs there are */
 
 export const TARGET_BYTES = 256 << 20
 
@@ -22,7 +26,7 @@ export class Bench {
 
   /**
    * @param {Target} target
-   * @param {{ fio: boolean }} settings whether fio is installed
+   * @param {Installed} settings
    */
   constructor(target, settings) {
     this.target = target
@@ -83,6 +87,33 @@ export class Bench {
     return [fio(name, { path, size, direct, ...job }, job.blockSize / REQUEST_BYTES)]
   }
 
+  /**
+   * @param {string} name
+   * @param {Omit<import('./qemu.mjs').QemuJob, 'path' | 'direct'>} job
+   * @returns {Contender[]} none where there is no qemu-img
+   */
+  qemu(name, job) {
+    if (!this.settings.qemu) return []
+    const { path, direct } = this.target
+    return [qemuBench(name, { path, direct, ...job }, job.blockSize / REQUEST_BYTES)]
+  }
+
+  /**
+   * `fs.write` in a process of its own, for which libuv uses io_uring.
+   * @param {Pick<import('./other-process.mjs').Job, 'work' | 'shape' | 'lanes' | 'count'>} job
+   * @returns {Contender}
+   */
+  fsWriteByUring(job) {
+    const { path, size, direct } = this.target
+    const { contender, close } = inOtherProcess(
+      'fs.write, UV_USE_IO_URING=1',
+      { UV_USE_IO_URING: '1' },
+      { path, size, direct, ...job },
+    )
+    this.#closers.push(close)
+    return contender
+  }
+
   async close() {
     for (const close of this.#closers.splice(0)) await close()
   }
@@ -93,7 +124,7 @@ export class Bench {
  *
  * @template T
  * @param {() => Target} make throws `Unavailable` where it can't be had
- * @param {{ fio: boolean }} settings
+ * @param {Installed} settings
  * @param {(bench: Bench) => AsyncGenerator<T>} measured
  * @returns {AsyncGenerator<T>}
  */

@@ -5,7 +5,7 @@
 // fio's figures are those of its job alone, without the program's start. It runs as a process: its CPU time then includes
 // io_uring's workers, as ours does.
 
-import { nativeAllocations } from './allocations.mjs'
+import { countAllocations } from './allocations.mjs'
 import { Bench, onTarget, TARGET_BYTES } from './bench.mjs'
 import { cpuPerRequest, inTurns, rateOf, spread } from './measure.mjs'
 import { multiwrite, multiwriteFua, writes, writesFua, writesSingly } from './ours.mjs'
@@ -39,7 +39,7 @@ import { adjacent, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mj
 const DEPTH = 32
 const FAN_OUT = 64
 const LANES = 4
-const BUSY_POLL_US = 50
+const BUSY_POLL_US = 200
 /** The least that a merged batch is to reach of fio's large blocks; the goal is higher. */
 const P1_LEAST = 0.75
 
@@ -331,7 +331,8 @@ async function* planning(settings) {
 
 /** @param {Bench} bench @returns {AsyncGenerator<Figure>} */
 async function* allocations(bench) {
-  for (const { shape, addon, process, requests } of await nativeAllocations(bench.target)) {
+  for (const { shape, ours, addon, process, requests } of await countAllocations(bench.target)) {
+    if (!ours) continue
     yield {
       measure: `native allocations per request, ${shape}`,
       spread: exactly(addon / requests),

@@ -8,6 +8,8 @@
 // CPU time is that of the process, its threads and io_uring's workers included. What a loop device or a disk driver does in
 // kernel threads of its own is in nobody's account.
 
+import { PerformanceObserver } from 'node:perf_hooks'
+import { setImmediate } from 'node:timers/promises'
 import { watchOthers } from './others.mjs'
 
 /** A round is disturbed if other programs keep more of a processor busy. */
@@ -28,6 +30,7 @@ const WARM_UP_MS = 400
  * @property {number} elapsed_ns
  * @property {number} user_us CPU time
  * @property {number} system_us
+ * @property {number} [collection_us] of the garbage collector, within the CPU time, where it is known
  * @property {number} [submissions] that its requests made, where it is known
  * @property {number} [p50_ns] latency, where it was asked for
  * @property {number} [p99_ns]
@@ -49,6 +52,7 @@ const WARM_UP_MS = 400
  * @property {Spread} perSecond requests
  * @property {Spread} userPerRequest_us
  * @property {Spread} systemPerRequest_us
+ * @property {Spread | null} collectionPerRequest_us
  * @property {Spread | null} requestsPerSubmission
  * @property {Spread | null} p50_us
  * @property {Spread | null} p99_us
@@ -111,6 +115,9 @@ export async function measure(contenders, peers, how) {
       perSecond: spread(rates[i]),
       userPerRequest_us: spread(mine.map((sample) => sample.user_us / sample.requests)),
       systemPerRequest_us: spread(mine.map((sample) => sample.system_us / sample.requests)),
+      collectionPerRequest_us: spreadOfKnown(mine, ({ requests, collection_us }) =>
+        collection_us === undefined ? undefined : collection_us / requests,
+      ),
       requestsPerSubmission: spreadOfKnown(mine, ({ requests, submissions }) => submissions && requests / submissions),
       p50_us: spreadOfKnown(mine, ({ p50_ns }) => p50_ns && p50_ns / 1e3),
       p99_us: spreadOfKnown(mine, ({ p99_ns }) => p99_ns && p99_ns / 1e3),
@@ -144,6 +151,20 @@ export function spread(values) {
 }
 
 /**
+ * Microseconds that the garbage collector has taken so far. What it did lately is told a turn or two later.
+ */
+let collected_us = 0
+new PerformanceObserver((list) => {
+  for (const { duration } of list.getEntries()) collected_us += duration * 1e3
+}).observe({ entryTypes: ['gc'] })
+
+async function collectedSoFar_us() {
+  await setImmediate()
+  await setImmediate()
+  return collected_us
+}
+
+/**
  * Something that is true once the time is over. A timer makes it so, not a look at the clock in each step, which would be a
  * cost that no user has.
  *
@@ -167,6 +188,7 @@ function deadline(duration_ms) {
  * @returns {Promise<Sample>}
  */
 export async function timed(duration_ms, lanes, requests, step) {
+  const collectedBefore_us = await collectedSoFar_us()
   const time = deadline(duration_ms)
   const cpu = process.cpuUsage()
   const started_ms = performance.now()
@@ -181,7 +203,8 @@ export async function timed(duration_ms, lanes, requests, step) {
   await Promise.all(Array.from({ length: lanes }, (_, lane) => walk(lane)))
   const elapsed_ns = (performance.now() - started_ms) * 1e6
   const { user, system } = process.cpuUsage(cpu)
-  return { requests: steps * requests, elapsed_ns, user_us: user, system_us: system }
+  const collection_us = (await collectedSoFar_us()) - collectedBefore_us
+  return { requests: steps * requests, elapsed_ns, user_us: user, system_us: system, collection_us }
 }
 
 /** Room for the latencies of one round, made once: what is measured must not wait for a list to grow. */
@@ -195,6 +218,7 @@ const latencies_ns = new Float64Array(4 << 20)
  * @returns {Promise<Sample>}
  */
 export async function timedSingly(duration_ms, step) {
+  const collectedBefore_us = await collectedSoFar_us()
   const time = deadline(duration_ms)
   const cpu = process.cpuUsage()
   const started_ms = performance.now()
@@ -213,6 +237,7 @@ export async function timedSingly(duration_ms, step) {
     elapsed_ns: (now_ms - started_ms) * 1e6,
     user_us: user,
     system_us: system,
+    collection_us: (await collectedSoFar_us()) - collectedBefore_us,
     p50_ns: percentile(sorted, 0.5),
     p99_ns: percentile(sorted, 0.99),
   }

@@ -1,6 +1,6 @@
 // The benchmark suite: what a request costs here, beside Node's own calls and beside fio; and whether the goals are met.
 //
-//     npm run bench                        several minutes
+//     npm run bench                        all of it: some six minutes, under ten on a busy machine
 //     npm run bench -- --quick             under a minute
 //     npm run bench -- --section goals     all goals; --section p5: one of them
 //     npm run bench -- --section random --contender 'write|fio' --rounds 5 --seconds 2
@@ -11,9 +11,11 @@
 import fs from 'node:fs'
 import os from 'node:os'
 import { parseArgs } from 'node:util'
+import { costSections } from './costs.mjs'
 import { goals } from './goals.mjs'
 import { roundsSoFar } from './measure.mjs'
 import { fioVersion } from './peers.mjs'
+import { qemuVersion } from './qemu.mjs'
 import { sections } from './suite.mjs'
 import { Unavailable } from './targets.mjs'
 import { REQUEST_BYTES } from './workload.mjs'
@@ -21,13 +23,13 @@ import { REQUEST_BYTES } from './workload.mjs'
 /** @typedef {import('./measure.mjs').Result} Result */
 /** @typedef {import('./suite.mjs').Table} Table */
 
-const HOW = { rounds: 7, seconds: 1 }
+const HOW = { rounds: 5, seconds: 0.25 }
 const QUICK = { rounds: 3, seconds: 0.1 }
 /** A goal asks for at least five rounds. Many short ones stand closer to each other than few long ones. */
 const GOAL = { rounds: 11, seconds: 0.25 }
 const GOALS = 'goals'
 
-const names = [GOALS, ...goals.map(({ name }) => name), ...sections.map(({ name }) => name)]
+const names = [GOALS, ...goals.map(({ name }) => name), ...[...sections, ...costSections].map(({ name }) => name)]
 
 const { values } = parseArgs({
   options: {
@@ -75,6 +77,7 @@ function describeMachine() {
     node: process.version,
     threadPool: Number(process.env.UV_THREADPOOL_SIZE ?? 4),
     fio: fioVersion(),
+    qemu: qemuVersion(),
   }
 }
 
@@ -96,6 +99,7 @@ function print({ title, latency, results }) {
     'MiB/s',
     'user us',
     'system us',
+    'gc us',
     'merged',
     ...(latency ? ['p50 us', 'p99 us'] : []),
     ...peers.map((peer) => `x ${letters.get(peer)}`),
@@ -108,14 +112,33 @@ function print({ title, latency, results }) {
     count((result.perSecond.median * REQUEST_BYTES) / 2 ** 20),
     decimal(result.userPerRequest_us.median),
     decimal(result.systemPerRequest_us.median),
+    result.collectionPerRequest_us === null ? '' : result.collectionPerRequest_us.median.toFixed(3),
     result.requestsPerSubmission === null ? '' : decimal(result.requestsPerSubmission.median),
     ...(latency ? [result.p50_us, result.p99_us].map((spread) => (spread === null ? '' : decimal(spread.median))) : []),
     ...peers.map((peer) => (result.ratio[peer] === undefined ? '' : decimal(result.ratio[peer].median))),
   ])
-  const widths = header.map((name, column) => Math.max(name.length, ...rows.map((row) => row[column].length)))
-  for (const row of [header, ...rows]) {
+  printRows([header, ...rows])
+}
+
+/** @param {string[][]} rows the first of them the header */
+function printRows(rows) {
+  const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)))
+  for (const row of rows) {
     console.log(`  ${row.map((cell, i) => (i === 0 ? cell.padEnd(widths[i]) : cell.padStart(widths[i]))).join('  ')}`)
   }
+}
+
+/** @param {import('./costs.mjs').CostTable} table */
+function printCosts({ title, costs }) {
+  console.log(`\n${title}\n`)
+  const columns = [...new Set(costs.flatMap(({ perRequest }) => Object.keys(perRequest)))]
+  /** @param {number | null | undefined} value */
+  const cell = (value) =>
+    value === undefined ? '' : value === null ? '?' : value < 100 ? value.toFixed(3) : count(value)
+  printRows([
+    ['', ...columns],
+    ...costs.map(({ name, perRequest }) => [name, ...columns.map((key) => cell(perRequest[key]))]),
+  ])
 }
 
 /** @param {import('./goals.mjs').Figure} figure */
@@ -143,6 +166,7 @@ const { quick } = values
 const settingsFor = (otherwise) => ({
   quick,
   fio: machine.fio !== null,
+  qemu: machine.qemu !== null,
   only: values.contender === undefined ? null : new RegExp(values.contender),
   rounds: positive('rounds', otherwise),
   duration_ms: positive('seconds', otherwise) * 1000,
@@ -201,7 +225,7 @@ const tables = []
 const wantedSections = sections.filter(({ name }) => wanted.has(name))
 if (wantedSections.length > 0) {
   console.log(`
-tables; ${settings.rounds} rounds of ${settings.duration_ms} ms; CPU time per request; "merged": requests per submission; "x A": requests/s as
+tables; ${settings.rounds} rounds of ${settings.duration_ms} ms; CPU time per request; "gc": its garbage collection; "merged": requests per submission; "x A": requests/s as
 a multiple of A's, the median over the rounds`)
 }
 for (const { name, tables: tablesOf } of wantedSections) {
@@ -209,6 +233,15 @@ for (const { name, tables: tablesOf } of wantedSections) {
     if (table.results.length === 0) continue
     print(table)
     tables.push({ section: name, ...table })
+  }
+}
+
+/** @type {(import('./costs.mjs').CostTable & { section: string })[]} */
+const costs = []
+for (const { name, tables: tablesOf } of costSections.filter(({ name }) => wanted.has(name))) {
+  for await (const table of had(name, tablesOf(settings))) {
+    printCosts(table)
+    costs.push({ section: name, ...table })
   }
 }
 
@@ -224,6 +257,7 @@ if (values.json !== undefined) {
     rounds: roundsSoFar,
     goals: figures,
     tables,
+    costs,
     skipped,
   }
   fs.writeFileSync(values.json, `${JSON.stringify(report, null, 2)}\n`)

@@ -16,6 +16,7 @@ import { adjacent, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mj
  * @typedef {object} Settings
  * @property {boolean} quick leaves out what is of second interest
  * @property {boolean} fio whether it is installed
+ * @property {boolean} qemu likewise
  * @property {RegExp | null} only names of contenders; the others are left out
  * @property {number} rounds
  * @property {number} duration_ms
@@ -36,10 +37,9 @@ import { adjacent, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mj
  */
 
 const RANDOM_DEPTH = 32
-const BUSY_POLL_US = 50
-/** fio's blocks for adjacent requests: a batch of 64 in one. */
-const LARGE_BLOCK_BYTES = 64 * REQUEST_BYTES
-const LARGE_BLOCK_DEPTH = 4
+const BUSY_POLL_US = 200
+/** @param {number} bytes */
+const blocks = (bytes) => `${bytes >> 10} KiB blocks`
 
 const FAN_OUT = 'fs.write, one per request'
 const BY_HAND = 'fs.writev, merged by hand'
@@ -77,6 +77,8 @@ async function* adjacentBatches(bench) {
   const full = await bench.disk()
   const sort = await bench.disk({ merge: { mode: 'sort' } })
   const off = await bench.disk({ merge: { mode: 'off' } })
+  const aio = await bench.disk({ engine: 'aio' })
+  const threads = await bench.disk({ engine: 'threads' })
   const handle = await bench.handle()
   const alloc = full.alloc.bind(full)
   for (const count of [64, 256]) {
@@ -84,23 +86,46 @@ async function* adjacentBatches(bench) {
       if (bench.settings.quick && count === 256 && lanes === 1) continue
       const workload = adjacent({ lanes, count, size, alloc })
       const copied = adjacent({ lanes, count, size, alloc: plainMemory })
-      const large = `fio io_uring, ${LARGE_BLOCK_BYTES >> 10} KiB blocks, depth ${LARGE_BLOCK_DEPTH}`
+      // The peers' blocks are as large as a batch, and as many of them are in flight.
+      const blockSize = count * REQUEST_BYTES
+      const large = `fio io_uring, ${blocks(blockSize)}, depth ${lanes}`
       const contenders = [
         multiwrite('multiwrite, merge full', full, workload),
         multiwriteCallbacks('multiwrite, merge full, callbacks', full, workload),
         multiwrite('multiwrite, merge full, Buffer.alloc', full, copied),
         multiwrite('multiwrite, merge sort', sort, workload),
         multiwrite('multiwrite, merge off', off, workload),
+        ...(bench.settings.quick
+          ? []
+          : [
+              multiwrite('multiwrite, merge full, aio', aio, workload),
+              multiwrite('multiwrite, merge full, threads', threads, workload),
+            ]),
         fsWriteFanOut(handle.fd, workload),
-        ...(bench.settings.quick ? [] : [promisesFanOut(handle, workload)]),
+        ...(bench.settings.quick
+          ? []
+          : [
+              promisesFanOut(handle, workload),
+              bench.fsWriteByUring({ work: 'fan out', shape: 'adjacent', lanes, count }),
+            ]),
         writevByHand(handle.fd, workload),
-        ...bench.fio(large, {
-          engine: 'io_uring',
-          rw: 'write',
-          blockSize: LARGE_BLOCK_BYTES,
-          depth: LARGE_BLOCK_DEPTH,
-        }),
-        ...(bench.settings.quick ? [] : fioInBatches(bench, count, lanes)),
+        ...bench.fio(large, { engine: 'io_uring', rw: 'write', blockSize, depth: lanes }),
+        ...(bench.settings.quick
+          ? []
+          : [
+              ...bench.fio(`fio libaio, ${blocks(blockSize)}, depth ${lanes}`, {
+                engine: 'libaio',
+                rw: 'write',
+                blockSize,
+                depth: lanes,
+              }),
+              ...bench.qemu(`qemu-img bench, ${blocks(blockSize)}, depth ${lanes}`, {
+                blockSize,
+                step: blockSize,
+                depth: lanes,
+              }),
+              ...fioInBatches(bench, count, lanes),
+            ]),
       ]
       const title = `batches of ${count} adjacent 4 KiB writes, ${lanes} in flight`
       yield await table(bench, title, full, contenders, [FAN_OUT, BY_HAND, large])
@@ -173,9 +198,19 @@ async function* randomWrites(bench) {
       ? []
       : [writes(`write, ${RANDOM_DEPTH} lanes, threads`, await bench.disk({ engine: 'threads' }), singly)]),
     fsWriteFanOut(handle.fd, singly),
+    ...(quick ? [] : [bench.fsWriteByUring({ work: 'fan out', shape: 'scattered', lanes: RANDOM_DEPTH, count: 1 })]),
     ...bench.fio(plainFio, job),
     ...bench.fio(batchFio, { ...job, batchSubmit: RANDOM_DEPTH, batchComplete: RANDOM_DEPTH }),
-    ...(quick ? [] : bench.fio(`fio libaio, depth ${RANDOM_DEPTH}`, { ...job, engine: 'libaio' })),
+    ...(quick
+      ? []
+      : [
+          ...bench.fio(`fio libaio, depth ${RANDOM_DEPTH}`, { ...job, engine: 'libaio' }),
+          ...bench.qemu(`qemu-img bench, every second block, depth ${RANDOM_DEPTH}`, {
+            blockSize: REQUEST_BYTES,
+            step: SCATTER_BYTES,
+            depth: RANDOM_DEPTH,
+          }),
+        ]),
   ]
   const title = `random 4 KiB writes that can't be merged, depth ${RANDOM_DEPTH}`
   yield await table(bench, title, disk, contenders, [FAN_OUT, plainFio, batchFio])
@@ -208,6 +243,7 @@ async function* latency(bench) {
           ),
         ]),
     fsWriteSingly(handle.fd, workload),
+    ...(bench.settings.quick ? [] : [bench.fsWriteByUring({ work: 'singly', shape: 'scattered', lanes: 1, count: 1 })]),
     ...bench.fio(peer, { ...job, engine: 'io_uring' }),
     ...(bench.settings.quick ? [] : bench.fio('fio psync', { ...job, engine: 'psync' })),
   ]
@@ -224,6 +260,7 @@ async function* fileBatches(bench) {
   for (const lanes of bench.settings.quick ? [1] : [1, 4]) {
     const workload = adjacent({ lanes, count: 64, size, alloc })
     const copied = adjacent({ lanes, count: 64, size, alloc: plainMemory })
+    const blockSize = 64 * REQUEST_BYTES
     const contenders = [
       multiwrite('multiwrite, merge full', full, workload),
       multiwrite('multiwrite, merge full, Buffer.alloc', full, copied),
@@ -232,7 +269,23 @@ async function* fileBatches(bench) {
         ? []
         : [multiwrite('multiwrite, merge full, threads', await bench.disk({ engine: 'threads' }), workload)]),
       fsWriteFanOut(handle.fd, workload),
+      ...(bench.settings.quick ? [] : [bench.fsWriteByUring({ work: 'fan out', shape: 'adjacent', lanes, count: 64 })]),
       writevByHand(handle.fd, workload),
+      ...(bench.settings.quick
+        ? []
+        : [
+            ...bench.fio(`fio io_uring, ${blocks(blockSize)}, depth ${lanes}`, {
+              engine: 'io_uring',
+              rw: 'write',
+              blockSize,
+              depth: lanes,
+            }),
+            ...bench.qemu(`qemu-img bench, ${blocks(blockSize)}, depth ${lanes}`, {
+              blockSize,
+              step: blockSize,
+              depth: lanes,
+            }),
+          ]),
     ]
     const title = `batches of 64 adjacent 4 KiB writes, ${lanes} in flight, ${direct ? 'direct' : 'buffered'}`
     yield await table(bench, title, full, contenders, [FAN_OUT, BY_HAND])
