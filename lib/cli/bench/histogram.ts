@@ -124,7 +124,8 @@ export class Histogram {
 
   /** The value that `percent` per cent of all are not above; 0 where nothing was recorded. */
   percentile(percent: number): number {
-    const rank = Math.max(1, Math.ceil((percent / 100) * this.#count))
+    // 99.9 is no double: without the small part, the 999th of 1000 would be the 1000th.
+    const rank = Math.max(1, Math.ceil((percent * this.#count) / 100 - 1e-6))
     let seen = 0
     for (const bin of this.bins()) {
       seen += bin.count

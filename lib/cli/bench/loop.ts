@@ -369,9 +369,9 @@ export class Loop {
     this.#stopping = true
   }
 
-  /** Requests that are due and not started. */
+  /** Requests that are due and not started; what would be due when the time is over is not any more. */
   #dueBy(now: number): number {
-    return Math.floor((Math.min(now, this.#deadline) - this.#begin) / this.#interval_ns) + 1 - this.#issued
+    return Math.floor((Math.min(now, this.#deadline - 1) - this.#begin) / this.#interval_ns) + 1 - this.#issued
   }
 
   /** Comes back when the next request is due. Timers are coarse, so just before that the event loop keeps turning. */

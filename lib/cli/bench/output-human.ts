@@ -70,6 +70,8 @@ function formatDirection(result: Result, direction: Direction): string[] {
   // With a fixed rate the total is not the sum of the two: it counts from when a request was due.
   if (result.job.rateIops !== null) lines.push(...formatPercentiles('lat', of.lat))
   const { bw, iops } = windowsOf(result, direction)
+  // A run of less than a window has no samples.
+  if (bw.samples === 0) return lines
   const share = totalPerJob(result, direction)
   lines.push(
     `   bw (  KiB/s): ${sampled(bw, 0)}, per=${share.toFixed(2)}%, avg=${bw.mean.toFixed(2)}, stdev=${bw.stddev.toFixed(2)}, samples=${bw.samples}`,

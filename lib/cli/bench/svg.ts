@@ -40,7 +40,8 @@ export function linearScale([from, to]: Range, [start, end]: Range, format: (val
   const room = Math.max(2, Math.min(8, Math.floor(Math.abs(end - start) / (end < start ? LABEL_HEIGHT_PX : LABEL_PX))))
   const step = niceStep(span / room)
   const ticks: Tick[] = []
-  for (let i = Math.ceil(from / step - 1e-9); i * step <= to + step * 1e-9; i++) {
+  // Adding 0 makes 0 of -0.
+  for (let i = Math.ceil(from / step - 1e-9) + 0; i * step <= to + step * 1e-9; i++) {
     ticks.push({ value: i * step, label: format(i * step) })
   }
   return { at, ticks }

@@ -64,8 +64,8 @@ export function decimalWord(bytes: number): string {
 function scaled(value: number, step: number, units: readonly string[]): string {
   let unit = 0
   let scaled = value
-  // Rounded first: 999.6 is 1.00k, not 1000.
-  while (unit < units.length - 1 && Number(scaled.toPrecision(3)) >= step) {
+  // Rounded as well: 999.6 is 1.00k, not 1000.
+  while (unit < units.length - 1 && Math.max(scaled, Number(scaled.toPrecision(3))) >= step) {
     scaled /= step
     unit++
   }
