@@ -42,7 +42,7 @@ test('a report has its charts and tables', () => {
     expect(html).toContain(`<b>${title}</b>`)
   }
   for (const title of ['Latency over time', 'Throughput over time']) expect(html).toContain(`<b>${title}</b>`)
-  expect(html).toContain('Comparison, medians of 1 rounds')
+  expect(html).toContain('Comparison, one round')
   expect(html).not.toMatch(/NaN|Infinity|undefined/)
 })
 

@@ -17,7 +17,6 @@ import {
   path,
   px,
   text,
-  WIDTH,
 } from './svg.ts'
 import { cellOf } from './sweep.ts'
 import { countWord, latencyWord, sizeWord } from './units.ts'
@@ -228,7 +227,7 @@ export function heatMap(
   }
   const middle = (HEAD_PX + bottom) / 2
   parts.push(
-    text((PLOT.left + WIDTH - 16) / 2, bottom + 42, 'requests in flight', 'label'),
+    text((PLOT.left + PLOT.right) / 2, bottom + 42, 'requests in flight', 'label'),
     `<g transform="rotate(-90 14 ${middle})">${text(14, middle, 'block size', 'label')}</g>`,
   )
   return drawing(title, bottom + FOOT_PX, parts)

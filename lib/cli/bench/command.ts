@@ -29,13 +29,14 @@ async function run(argv: readonly string[]): Promise<ExitStatus> {
   }
   const progress = new Progress(process.stderr)
   const stop = new Int32Array(new SharedArrayBuffer(4))
-  const restore = stopOnSignal(stop)
   try {
     const { setting, release } = await prepare(args.job, args.force, progress)
     let outcome: Outcome
+    const restore = stopOnSignal(stop)
     try {
       outcome = await measure(args, setting, stop, progress)
     } finally {
+      restore()
       await release()
     }
     report(args, outcome)
@@ -47,7 +48,6 @@ async function run(argv: readonly string[]): Promise<ExitStatus> {
     throw error
   } finally {
     progress.clear()
-    restore()
   }
 }
 

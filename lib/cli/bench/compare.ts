@@ -42,13 +42,13 @@ export interface Comparison {
   missing: Record<string, string>
 }
 
-/** @returns the comparison, and our own last round in full */
+/** @returns the comparison, `null` if it was ended in its first round; and our own last round in full */
 export async function compare(
   args: Arguments,
   setting: Setting,
   stop: Int32Array,
   progress: Progress,
-): Promise<{ comparison: Comparison; result: Result }> {
+): Promise<{ comparison: Comparison | null; result: Result }> {
   const { job, rounds } = args
   const missing: Record<string, string> = {}
   const peers = args.compare.filter((peer) => {
@@ -61,24 +61,28 @@ export async function compare(
   const names = ['multiwrite', ...peers]
   const measured = names.map((): Round[] => [])
   let result: Result | null = null
-  for (let round = 0; round < rounds && stop[0] === 0; round++) {
+  turns: for (let round = 1; round <= rounds; round++) {
     for (const [index, name] of names.entries()) {
-      progress.label = `round ${round + 1} of ${rounds}, ${name}: `
+      progress.label = `round ${round} of ${rounds}, ${name}: `
       progress.say(progress.label)
-      if (name === 'fio') {
-        measured[index]!.push(await runFio(job, setting, stop))
-      } else {
-        const of = await runLoad(job, setting, stop, progress, name === 'fs' ? 'fs' : 'multiwrite')
-        if (of.failed !== null) throw new Stop(EXIT.failed, `bench: ${name}: ${of.failed.message}`)
-        if (name === 'multiwrite') result = of
-        measured[index]!.push(roundOf(of))
-      }
+      const ours =
+        name === 'fio' ? null : await runLoad(job, setting, stop, progress, name === 'fs' ? 'fs' : 'multiwrite')
+      if (ours?.failed) throw new Stop(EXIT.failed, `bench: ${name}: ${ours.failed.message}`)
+      if (name === 'multiwrite') result = ours
+      const one = ours === null ? await runFio(job, setting, stop) : roundOf(ours)
       progress.clear()
+      // What was ended early can't be compared.
+      if (stop[0] !== 0) break turns
+      measured[index]!.push(one)
     }
   }
   progress.label = ''
-  const ours = measured[0]!
-  const contenders = names.map((name, index) => contender(name, measured[index]!, index === 0 ? null : ours))
+  const whole = Math.min(...measured.map((each) => each.length))
+  if (whole === 0) return { comparison: null, result: result! }
+  const [ours] = measured
+  const contenders = names.map((name, index) =>
+    contender(name, measured[index]!.slice(0, whole), index === 0 ? null : ours!.slice(0, whole)),
+  )
   return { comparison: { contenders, missing }, result: result! }
 }
 

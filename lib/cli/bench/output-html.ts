@@ -197,7 +197,8 @@ function comparisonPart({ contenders, missing }: Comparison): string {
   const left = Object.entries(missing).map(
     ([peer, reason]) => `<p>${escapeMarkup(peer)} is left out: ${escapeMarkup(reason)}</p>`,
   )
-  const title = `Comparison, medians of ${contenders[0]!.rounds.length} rounds`
+  const rounds = contenders[0]!.rounds.length
+  const title = rounds === 1 ? 'Comparison, one round' : `Comparison, medians of ${rounds} rounds`
   return `${table(title, heads, rows)}${left.join('')}`
 }
 

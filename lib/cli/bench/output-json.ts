@@ -3,6 +3,7 @@
 //
 // A job here is a group of jobs there (`--group_reporting`). `bins` are in nanoseconds, by the middle of a bucket, as there.
 
+import { constants } from 'node:os'
 import {
   binsByLimit,
   LATENCY_MS,
@@ -31,8 +32,6 @@ import {
 const FIO_VERSION = 'fio-3.33'
 /** fio's word for "unknown". */
 const NO_ETA = 2147483647
-/** EIO, where an error has no number. */
-const SOME_ERROR = 5
 
 /** @param given the options as they were written */
 export function formatJson(
@@ -96,7 +95,7 @@ function jobJson(result: Result): object {
   return {
     jobname: job.name,
     groupid: 0,
-    error: failed === null ? 0 : SOME_ERROR,
+    error: failed === null ? 0 : errnoOf(failed.code),
     eta: NO_ETA,
     elapsed: Math.ceil(elapsed / 1e3),
     'job options': jobOptions(job),
@@ -201,6 +200,11 @@ function diskJson(results: readonly Result[]): object[] {
       util: round(sum((disk) => disk.util) / disks.length),
     },
   ]
+}
+
+/** EIO where it has no number. */
+function errnoOf(code: string): number {
+  return constants.errno[code as keyof typeof constants.errno] ?? constants.errno.EIO
 }
 
 function round(value: number): number {

@@ -6,7 +6,8 @@
 /** Pixels of the drawing; the page scales it as a whole. */
 export const WIDTH = 720
 export const HEIGHT = 320
-const MARGIN = { left: 72, right: 16, top: 16, bottom: 48 }
+// A label of the last tick reaches beyond it.
+const MARGIN = { left: 72, right: 34, top: 16, bottom: 48 }
 /** The area of the values. */
 export const PLOT: { left: number; right: number; top: number; bottom: number } = {
   left: MARGIN.left,

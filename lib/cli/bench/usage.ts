@@ -48,6 +48,9 @@ merged; --batch-complete=N waits for N of them. These are fio's iodepth_batch an
 slat is the time of the call that hands a request over (planning and system call included), clat from its return to
 the request's own callback, lat from the start to the callback; with --rate-iops, from the intended start.
 
+JavaScript is compiled while it runs: the first half second is slower than the rest. Where that matters, --ramp=1
+leaves it out (--sweep and --compare do so by themselves: a ramp of 0.5 s, then 2 s each).
+
 Ctrl-C ends early and prints what there is; a second one ends at once.
 
 exit status: 0 done, 1 I/O or verification failed, 2 usage, 3 refused for safety
