@@ -214,6 +214,24 @@ describe('safety', () => {
     expect((await bench('--filename=/dev/null')).status).toBe(1)
   })
 
+  test.each([
+    [['--json=/nonexistent/report'], 'ENOENT'],
+    [['--html=/nonexistent/report'], 'ENOENT'],
+    [['--engine=aio', '--direct=0'], 'aio'],
+  ])('%j is told in a line before anything is measured', async (words, message) => {
+    const { status, stdout, stderr } = await bench(`--filename=${inside('early')}`, '--size=64k', ...words)
+    expect({ status, stdout }).toEqual({ status: 2, stdout: '' })
+    expect(stderr).toContain(message)
+    expect(stderr).not.toMatch(/^\s+at /m)
+  })
+
+  test('results are never written over what is measured', async () => {
+    const file = inside('own')
+    fs.writeFileSync(file, Buffer.alloc(65536, 7))
+    expect((await bench(`--filename=${file}`, `--json=${file}`)).status).toBe(2)
+    expect(fs.readFileSync(file).equals(Buffer.alloc(65536, 7))).toBe(true)
+  })
+
   describe.skipIf(noLoop !== '')(`of devices ${noLoop}`, () => {
     test('nothing is written to a device without --force', async () => {
       const { path: device, cleanup } = attachLoop(MIB, { sectorSize: 512, backing: directory.path, directIo: false })

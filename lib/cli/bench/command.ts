@@ -1,6 +1,7 @@
 // `multiwrite bench`: reads the words, makes the target ready, measures, and prints.
 
 import { writeFileSync } from 'node:fs'
+import { resolve } from 'node:path'
 import { BlockError } from '../../index.ts'
 import { type Command, EXIT, type ExitStatus, Stop } from '../command.ts'
 import { type Comparison, compare, formatComparison } from './compare.ts'
@@ -30,6 +31,7 @@ async function run(argv: readonly string[]): Promise<ExitStatus> {
   const progress = new Progress(process.stderr)
   const stop = new Int32Array(new SharedArrayBuffer(4))
   try {
+    for (const file of [args.json, args.html]) checkOutput(file, args.job.filename)
     const { setting, release } = await prepare(args.job, args.force, progress)
     let outcome: Outcome
     const restore = stopOnSignal(stop)
@@ -43,11 +45,25 @@ async function run(argv: readonly string[]): Promise<ExitStatus> {
     const bad = outcome.results.some(({ failed, verified }) => failed !== null || verified?.mismatch)
     return bad ? EXIT.failed : EXIT.done
   } catch (error) {
-    // What the system refuses is told in a line; mistakes of this program with their stack.
+    // What the system refuses, and options that do not go together on this target, are told in a line; mistakes of this
+    // program with their stack.
     if (error instanceof BlockError) throw new Stop(EXIT.failed, `bench: ${error.message}`)
+    const { code, message } = error as NodeJS.ErrnoException
+    if (code === 'ERR_INVALID_ARG_VALUE') throw new Stop(EXIT.usage, `bench: ${message}`)
     throw error
   } finally {
     progress.clear()
+  }
+}
+
+/** A file for results that can't be written to is told before anything is measured, not after. */
+function checkOutput(file: string | null, target: string): void {
+  if (file === null || file === '-') return
+  if (resolve(file) === resolve(target)) throw new Stop(EXIT.usage, `bench: ${file} is what is measured`)
+  try {
+    writeFileSync(file, '')
+  } catch (error) {
+    throw new Stop(EXIT.usage, `bench: ${(error as Error).message}`)
   }
 }
 
