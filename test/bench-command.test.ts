@@ -5,11 +5,15 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { bench, startBench } from './support/bench.ts'
+import { cli, type Ended, noTerminal, Terminal } from './support/cli.ts'
 import { failingDisk, noFailingDisk } from './support/failing-disk.ts'
 import { attachLoop, bufferedFile, directFile, noLoop, temporaryDirectory, withTarget } from './support/targets.ts'
 
 const MIB = 1 << 20
+
+function bench(...words: string[]): Promise<Ended> {
+  return cli(['bench', ...words])
+}
 
 let directory: { path: string; cleanup(): void }
 const inside = (name: string): string => path.join(directory.path, name)
@@ -99,28 +103,34 @@ describe('a load', () => {
     })
   })
 
-  test('ends early at Ctrl-C and still prints its results', async () => {
-    const { child, ended } = startBench(`--filename=${inside('long')}`, '--rw=randwrite', '--size=1M', '--runtime=1h')
-    // It says nothing where nobody looks on; its file shows that it has begun.
-    while (!fs.existsSync(inside('long')) || fs.statSync(inside('long')).size < MIB) await sleep(20)
-    await sleep(500)
-    child.kill('SIGINT')
-    const { status, stdout, stderr } = await ended
-    expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+  test('ends early at Ctrl-C, prints its results, and dies of the signal', async () => {
+    const file = inside('long')
+    const words = [`--filename=${file}`, '--rw=randwrite', '--size=1M', '--runtime=1h']
+    const { status, signal, stdout, stderr } = await cli(['bench', ...words], {
+      meanwhile: async (child) => {
+        // It says nothing where nobody looks on; its file shows that it has begun.
+        while (!fs.existsSync(file) || fs.statSync(file).size < MIB) await sleep(20)
+        await sleep(700)
+        child.kill('SIGINT')
+      },
+    })
+    expect({ status, signal, stderr }).toEqual({ status: null, signal: 'SIGINT', stderr: '' })
     expect(stdout).toContain('write: IOPS=')
     expect(stdout).toContain('ended early, by a signal')
   })
 
-  test('says on the way how far it is, on a terminal only', async () => {
-    const words = `bench --filename=${inside('tty')} --rw=randread --size=1M --runtime=1.2`
-    const main = path.join(import.meta.dirname, '../dist/cli/main.js')
-    const command = `${process.execPath} ${main} ${words} 2>&1 >/dev/null`
-    const typescript = execFileSync('script', ['--quiet', '--return', '--command', command, '/dev/null'], {
-      encoding: 'utf8',
-      stdio: ['ignore', 'pipe', 'pipe'],
-    })
-    expect(typescript).toMatch(/randread \[\d+ %, \d s left\] [\d.]+k? IOPS, [\d.]+MiB\/s/)
-    expect((await bench(...words.split(' ').slice(1))).stderr).toBe('')
+  test.skipIf(noTerminal !== '')(`says on the way how far it is, on a terminal only ${noTerminal}`, async () => {
+    const words = [`--filename=${inside('tty')}`, '--rw=randread', '--size=1M', '--runtime=3']
+    const place = temporaryDirectory()
+    const terminal = new Terminal(place.path, ['bench', ...words])
+    try {
+      await terminal.shows(/^randread \[\d+ %, \d s left\] [\d.]+k? IOPS, [\d.]+[KMG]iB\/s/m)
+      expect(await terminal.shows('[status 0]')).not.toContain('left]')
+    } finally {
+      terminal.end()
+      place.cleanup()
+    }
+    expect((await bench(...words, '--runtime=0.6')).stderr).toBe('')
   })
 })
 
@@ -209,7 +219,7 @@ describe('safety', () => {
   test('wrong usage ends with status 2 and no stack', async () => {
     const { status, stdout, stderr } = await bench('--rw=backwards', '--filename=/dev/null')
     expect({ status, stdout }).toEqual({ status: 2, stdout: '' })
-    expect(stderr).toMatch(/^multiwrite: bench: --rw=backwards: must be one of/)
+    expect(stderr).toMatch(/^multiwrite bench: --rw=backwards: must be one of/)
     expect(stderr).not.toMatch(/^\s+at /m)
     expect((await bench('--filename=/dev/null')).status).toBe(1)
   })
@@ -239,7 +249,7 @@ describe('safety', () => {
         const before = fs.readFileSync(device)
         const { status, stdout, stderr } = await bench(`--filename=${device}`, '--rw=randwrite')
         expect({ status, stdout }).toEqual({ status: 3, stdout: '' })
-        expect(stderr).toContain(`${device} is a block device`)
+        expect(stderr).toContain(`everything on the block device ${device} would be lost`)
         expect(stderr).toContain('--force')
         expect(fs.readFileSync(device).equals(before)).toBe(true)
         expect((await bench(`--filename=${device}`, '--rw=randread')).status).toBe(0)
@@ -284,7 +294,7 @@ describe('safety', () => {
         const info = execFileSync('losetup', ['--noheadings', '--output', 'BACK-FILE', device], { encoding: 'utf8' })
         const { status, stderr } = await bench(`--filename=${info.trim()}`, '--rw=randwrite')
         expect(status).toBe(3)
-        expect(stderr).toContain(`is what ${device} lies on`)
+        expect(stderr).toContain(`attached to ${device}`)
       } finally {
         cleanup()
       }

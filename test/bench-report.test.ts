@@ -3,8 +3,8 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { bench } from './support/bench.ts'
 import { evaluate, noBrowser, screenshot } from './support/browser.ts'
+import { cli } from './support/cli.ts'
 import { type Picture, readPng } from './support/png.ts'
 import { temporaryDirectory } from './support/targets.ts'
 
@@ -18,9 +18,9 @@ beforeAll(async () => {
   single = path.join(directory.path, 'single.html')
   sweep = path.join(directory.path, 'sweep.html')
   const compared = ['--iodepth=8', '--runtime=0.6', '--ramp=0', '--compare=fs', '--rounds=1']
-  expect(await bench(...words, ...compared, `--html=${single}`)).toMatchObject({ status: 0 })
+  expect(await cli(['bench', ...words, ...compared, `--html=${single}`])).toMatchObject({ status: 0 })
   const swept = ['--sweep=1,2,4,8,16,32,64,128x4k,16k,64k,256k', '--runtime=0.02', '--ramp=0']
-  expect(await bench(...words, ...swept, `--html=${sweep}`)).toMatchObject({ status: 0 })
+  expect(await cli(['bench', ...words, ...swept, `--html=${sweep}`])).toMatchObject({ status: 0 })
 })
 afterAll(() => directory.cleanup())
 

@@ -2,8 +2,8 @@
 
 import { writeFileSync } from 'node:fs'
 import { resolve } from 'node:path'
-import { BlockError } from '../../index.ts'
 import { type Command, EXIT, type ExitStatus, Stop } from '../command.ts'
+import { Interrupt } from '../interrupt.ts'
 import { type Comparison, compare, formatComparison } from './compare.ts'
 import { type Arguments, parseArguments } from './job.ts'
 import { formatHtml } from './output-html.ts'
@@ -34,23 +34,21 @@ async function run(argv: readonly string[]): Promise<ExitStatus> {
     for (const file of [args.json, args.html]) checkOutput(file, args.job.filename)
     const { setting, release } = await prepare(args.job, args.force, progress)
     let outcome: Outcome
-    const restore = stopOnSignal(stop)
+    const interrupt = new Interrupt()
+    // What other threads can see.
+    interrupt.signal.addEventListener('abort', () => {
+      stop[0] = 1
+    })
     try {
       outcome = await measure(args, setting, stop, progress)
     } finally {
-      restore()
+      interrupt.stop()
       await release()
     }
     report(args, outcome)
+    if (interrupt.signal.aborted) interrupt.die()
     const bad = outcome.results.some(({ failed, verified }) => failed !== null || verified?.mismatch)
     return bad ? EXIT.failed : EXIT.done
-  } catch (error) {
-    // What the system refuses, and options that do not go together on this target, are told in a line; mistakes of this
-    // program with their stack.
-    if (error instanceof BlockError) throw new Stop(EXIT.failed, `bench: ${error.message}`)
-    const { code, message } = error as NodeJS.ErrnoException
-    if (code === 'ERR_INVALID_ARG_VALUE') throw new Stop(EXIT.usage, `bench: ${message}`)
-    throw error
   } finally {
     progress.clear()
   }
@@ -59,11 +57,11 @@ async function run(argv: readonly string[]): Promise<ExitStatus> {
 /** A file for results that can't be written to is told before anything is measured, not after. */
 function checkOutput(file: string | null, target: string): void {
   if (file === null || file === '-') return
-  if (resolve(file) === resolve(target)) throw new Stop(EXIT.usage, `bench: ${file} is what is measured`)
+  if (resolve(file) === resolve(target)) throw new Stop(EXIT.usage, `${file} is what is measured`)
   try {
     writeFileSync(file, '')
   } catch (error) {
-    throw new Stop(EXIT.usage, `bench: ${(error as Error).message}`)
+    throw new Stop(EXIT.usage, `${(error as Error).message}`)
   }
 }
 
@@ -100,18 +98,4 @@ function report(args: Arguments, { results, comparison }: Outcome): void {
   for (const { failed } of args.sweep === null ? [] : results)
     if (failed) parts.push(`ended by an error: ${failed.message}`)
   process.stdout.write(`${parts.join('\n\n')}\n`)
-}
-
-/** The first signal ends the run and lets the results be printed; a second one ends the process as usual. */
-function stopOnSignal(stop: Int32Array): () => void {
-  const signals = ['SIGINT', 'SIGTERM'] as const
-  const end = (): void => {
-    stop[0] = 1
-    restore()
-  }
-  const restore = (): void => {
-    for (const signal of signals) process.removeListener(signal, end)
-  }
-  for (const signal of signals) process.once(signal, end)
-  return restore
 }

@@ -56,8 +56,7 @@ export async function compare(
     if (reason !== null) missing[peer] = reason
     return reason === null
   })
-  if (peers.length === 0)
-    throw new Stop(EXIT.failed, `bench: nothing to compare with: ${Object.values(missing).join('; ')}`)
+  if (peers.length === 0) throw new Stop(EXIT.failed, `nothing to compare with: ${Object.values(missing).join('; ')}`)
   const names = ['multiwrite', ...peers]
   const measured = names.map((): Round[] => [])
   let result: Result | null = null
@@ -67,7 +66,7 @@ export async function compare(
       progress.say(progress.label)
       const ours =
         name === 'fio' ? null : await runLoad(job, setting, stop, progress, name === 'fs' ? 'fs' : 'multiwrite')
-      if (ours?.failed) throw new Stop(EXIT.failed, `bench: ${name}: ${ours.failed.message}`)
+      if (ours?.failed) throw new Stop(EXIT.failed, `${name}: ${ours.failed.message}`)
       if (name === 'multiwrite') result = ours
       const one = ours === null ? await runFio(job, setting, stop) : roundOf(ours)
       progress.clear()

@@ -2,6 +2,7 @@
 
 import { readFile, realpath, stat } from 'node:fs/promises'
 import { basename } from 'node:path'
+import { deviceMajor, deviceMinor } from '../../holders.ts'
 import type { DiskUse } from './results.ts'
 
 /** Fields of the file, as Documentation/block/stat.rst of Linux names them. */
@@ -16,10 +17,7 @@ export async function diskSnapshot(path: string): Promise<Snapshot | null> {
   try {
     const found = await stat(path)
     const device = found.isBlockDevice() ? found.rdev : found.dev
-    // As the kernel packs device numbers for user space.
-    const major = Number((BigInt(device) >> 8n) & 0xfffn) + Number((BigInt(device) >> 32n) & 0xfffff000n)
-    const minor = Number(BigInt(device) & 0xffn) + Number((BigInt(device) >> 12n) & 0xffffff00n)
-    const folder = await realpath(`/sys/dev/block/${major}:${minor}`)
+    const folder = await realpath(`/sys/dev/block/${deviceMajor(device)}:${deviceMinor(device)}`)
     const fields = (await readFile(`${folder}/stat`, 'utf8')).trim().split(/\s+/).map(Number)
     return { name: basename(folder), at_ms: performance.now(), fields }
   } catch {

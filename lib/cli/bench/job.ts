@@ -2,7 +2,7 @@
 
 import { parseArgs } from 'node:util'
 import type { MergeMode, OpenOptions } from '../../index.ts'
-import { EXIT, Stop } from '../command.ts'
+import { ENGINES, EXIT, Stop } from '../command.ts'
 import { WORD_BYTES } from './pattern.ts'
 import { parseSize, parseTime } from './units.ts'
 
@@ -67,7 +67,6 @@ export interface Arguments {
   given: Record<string, string>
 }
 
-const ENGINES = ['auto', 'io_uring', 'aio', 'threads'] as const
 const DEPTH_MAX = 4096
 
 export const DEFAULT_SWEEP: Sweep = {
@@ -298,7 +297,7 @@ function readPeers(given: string | undefined): Peer[] {
 }
 
 function usage(message: string): Stop {
-  return new Stop(EXIT.usage, `bench: ${message}`)
+  return new Stop(EXIT.usage, `${message}`)
 }
 
 export function writes(rw: Rw): boolean {

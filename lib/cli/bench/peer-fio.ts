@@ -103,7 +103,7 @@ function run(args: readonly string[], stop: Int32Array): Promise<string> {
     child.once('close', (code) => {
       clearInterval(watch)
       if (code === 0 || (stop[0] !== 0 && output.includes('{'))) resolve(output)
-      else reject(new Stop(EXIT.failed, `bench: fio ended with ${code}: ${complaint.trim() || output.trim()}`))
+      else reject(new Stop(EXIT.failed, `fio ended with ${code}: ${complaint.trim() || output.trim()}`))
     })
   })
 }

@@ -23,11 +23,11 @@ export async function prepare(job: Job, force: boolean, progress: Progress): Pro
   const { filename, size: wanted } = job
   const options = { engine: job.engine, ...(job.direct === null ? {} : { direct: job.direct }) }
   const found = await stat(filename).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== 'ENOENT') throw new Stop(EXIT.failed, `bench: ${error.message}`)
+    if (error.code !== 'ENOENT') throw error
     return null
   })
   if (found === null && wanted === null) {
-    throw new Stop(EXIT.usage, `bench: ${filename} does not exist; --size says how large a file to make`)
+    throw new Stop(EXIT.usage, `${filename} does not exist; --size says how large a file to make`)
   }
   const blockDevice = found?.isBlockDevice() ?? false
   if (wanted !== null && !blockDevice && (found === null || found.size < wanted)) {
@@ -39,11 +39,11 @@ export async function prepare(job: Job, force: boolean, progress: Progress): Pro
     : await open(filename, { ...options, readOnly: true })
   try {
     if (wanted !== null && wanted > disk.size) {
-      throw new Stop(EXIT.usage, `bench: ${filename} has ${disk.size} bytes; --size asks for ${wanted}`)
+      throw new Stop(EXIT.usage, `${filename} has ${disk.size} bytes; --size asks for ${wanted}`)
     }
     const { alignment } = disk.limits
     if (disk.direct && job.bs % alignment !== 0) {
-      throw new Stop(EXIT.usage, `bench: with direct I/O, --bs must be a multiple of ${alignment} on ${filename}`)
+      throw new Stop(EXIT.usage, `with direct I/O, --bs must be a multiple of ${alignment} on ${filename}`)
     }
     const setting = { size: wanted ?? disk.size, blockDevice, direct: disk.direct, engine: disk.engine }
     return { setting, release: () => disk.close() }

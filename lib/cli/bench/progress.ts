@@ -1,4 +1,5 @@
-// The line of progress on standard error, rewritten twice a second; nothing at all where that is no terminal.
+// How a load goes on: a line on standard error, rewritten twice a second, from the numbers that its threads keep. Nothing at all
+// where that is no terminal: what must not be disturbed is being measured.
 
 import type { Job } from './job.ts'
 import { LIVE } from './loop.ts'

@@ -60,9 +60,9 @@ export async function runLoad(
 
 function loadOf(job: Job, setting: Setting, index: number): Load {
   const blocks = Math.floor(setting.size / job.bs)
-  if (blocks === 0) throw new Stop(EXIT.usage, `bench: a request of ${job.bs} bytes does not fit into ${setting.size}`)
+  if (blocks === 0) throw new Stop(EXIT.usage, `a request of ${job.bs} bytes does not fit into ${setting.size}`)
   const blocksMax = job.verify ? VERIFIED_BLOCKS_MAX : BLOCKS_MAX
-  if (blocks > blocksMax) throw new Stop(EXIT.usage, `bench: more than ${blocksMax} blocks; take a smaller --size`)
+  if (blocks > blocksMax) throw new Stop(EXIT.usage, `more than ${blocksMax} blocks; take a smaller --size`)
   return {
     bs: job.bs,
     blocks,
@@ -103,10 +103,10 @@ class LoadWorker {
     this.#worker.on('message', (message: FromWorker) => {
       if (message.is === 'ready') ready.resolve()
       else if (message.is === 'measured') measured.resolve(message.measured)
-      else fail(new Stop(EXIT.failed, `bench: ${message.failed.message}`))
+      else fail(new Stop(EXIT.failed, `${message.failed.message}`))
     })
     this.#worker.once('error', fail)
-    this.#worker.once('exit', () => fail(new Stop(EXIT.failed, 'bench: a worker has ended without a result')))
+    this.#worker.once('exit', () => fail(new Stop(EXIT.failed, 'a worker has ended without a result')))
   }
 
   start(): void {
