@@ -310,12 +310,29 @@ describe.skipIf(noFailingDisk !== '')(`on a slow device ${noFailingDisk}`, () =>
     try {
       const words = ['--rw=randwrite', '--iodepth=4', '--runtime=2', '--force', '--json', `--filename=${disk.path}`]
       const { clat_ns, lat_ns, slat_ns } = JSON.parse((await bench(...words)).stdout).jobs[0].write
-      // Never less. More by what the machine takes on the way, which is no property of the instrument.
-      for (const told of [clat_ns.min, clat_ns.percentile['50.000000'], lat_ns.min]) {
-        expect(told).toBeGreaterThanOrEqual(DELAY_MS * 1e6 * 0.98)
-        expect(told).toBeLessThan(DELAY_MS * 1e6 * 1.6)
+      // More by what the machine takes on the way, which is no property of the instrument, but never less. (Only the whole is
+      // never less: a thread that is set aside within the call has a part of the delay in slat.)
+      expect(lat_ns.min).toBeGreaterThanOrEqual(DELAY_MS * 1e6 * 0.99)
+      for (const told of [clat_ns, lat_ns]) {
+        expect(told.percentile['50.000000']).toBeGreaterThanOrEqual(DELAY_MS * 1e6 * 0.98)
+        expect(told.percentile['50.000000']).toBeLessThan(DELAY_MS * 1e6 * 1.6)
       }
       expect(slat_ns.percentile['50.000000']).toBeLessThan(DELAY_MS * 1e6 * 0.5)
+    } finally {
+      await disk.cleanup()
+    }
+  })
+
+  test.skipIf(noFio !== '')(`fio tells the same of it ${noFio}`, async () => {
+    const disk = await failingDisk(MIB, DELAY_MS)
+    try {
+      const words = ['--rw=randwrite', '--iodepth=8', '--runtime=2', '--ramp=0', '--rounds=1', '--force', '--json']
+      const { stdout } = await bench(...words, '--compare=fio', `--filename=${disk.path}`)
+      const [ours, fio] = JSON.parse(stdout).multiwrite.comparison.contenders
+      // The median alone: a machine that stands still for a while takes some of the rate from one and not from the other.
+      const ratio = ours.spread.p50_ns.median / fio.spread.p50_ns.median
+      expect(ratio).toBeGreaterThan(0.85)
+      expect(ratio).toBeLessThan(1.15)
     } finally {
       await disk.cleanup()
     }
