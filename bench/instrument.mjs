@@ -104,9 +104,9 @@ for (const depth of values.depths.split(',')) {
   if (depth === '1') {
     const more = (ours.spread.p50_ns.median - fio.spread.p50_ns.median) / 1e3
     console.log(
-      `  The median is ${more.toFixed(1)} us ${more < 0 ? 'less' : 'more'} than fio's: a call from JavaScript, and a turn of the`,
-      "\n  event loop from the kernel's wake-up to the callback, where fio sleeps in the system call that reaps.",
+      `  The median is ${more.toFixed(1)} us ${more < 0 ? 'less' : 'more'} than fio's: a call from JavaScript, and a turn of`,
     )
+    console.log('  the event loop from wake-up to callback, where fio sleeps in the system call that reaps.')
   }
 }
 console.log(agreed ? '\nThey agree at all depths above 1.' : '\nThey do not agree everywhere; see above.')
