@@ -107,9 +107,10 @@ function build({ arch, compiler, flags }) {
 function tryOut({ arch, emulator }) {
   const file = join(BUILT, `linux-${arch}`, 'multiwrite.node')
   if (!existsSync(file)) return `- linux-${arch}: not tried`
-  const node = arch === host ? process.execPath : process.env[`NODE_${arch.toUpperCase()}`]
-  if (node === undefined) {
-    return `- linux-${arch}: NOT run here: no Node for it; name one by NODE_${arch.toUpperCase()} (with ${emulator})`
+  const fetched = join(root, `.cache/nodes/${arch}-22/node_modules/node-linux-${arch}/bin/node`)
+  const node = arch === host ? process.execPath : (process.env[`NODE_${arch.toUpperCase()}`] ?? fetched)
+  if (!existsSync(node)) {
+    return `- linux-${arch}: NOT run here: no Node for it; see scripts/fetch-nodes.mjs`
   }
   const library =
     process.env[`SYSROOT_${arch.toUpperCase()}`] ?? `/usr/${arch === 'arm64' ? 'aarch64' : 'x86_64'}-linux-gnu`
