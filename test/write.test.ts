@@ -242,12 +242,12 @@ describe.skipIf(noBadDisk !== '')(titled('a disk that is not sound', noBadDisk),
     }
   })
 
-  test('is found by an image from standard input too, which cannot be read again: the chunk is named', async () => {
+  test('is found by an image from standard input too, which cannot be read again: 64 KiB are named', async () => {
     const disk = await badDisk({ size: 4 * MIB, flips: [bad / sector] })
     try {
       const { status, stderr } = await cli(['write', '--force', '-', disk.path], { input: content })
       expect(status).toBe(1)
-      expect(stderr).toContain(`is wrong at offset ${3 * MIB}: within the 1 MiB from there`)
+      expect(stderr).toContain(`is wrong at offset ${3 * MIB}: within the 64 KiB from there`)
     } finally {
       await disk.cleanup()
     }

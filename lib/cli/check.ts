@@ -94,6 +94,5 @@ function asText(path: string, found: Found): string {
 
 export const checkCommand: Command = {
   name: 'check',
-  summary: 'looks for contradictions in the metadata of a qcow2 image',
   run,
 }

@@ -10,8 +10,6 @@ export type ExitStatus = (typeof EXIT)[keyof typeof EXIT]
 /** A command of `multiwrite`. Results go to standard output, messages to standard error. */
 export interface Command {
   readonly name: string
-  /** One line for the list of commands. */
-  readonly summary: string
   /** @param args what follows the command's name */
   run(args: readonly string[]): Promise<ExitStatus>
 }

@@ -95,6 +95,5 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
 
 export const convertCommand: Command = {
   name: 'convert',
-  summary: 'makes a qcow2 image of a raw one, or the other way round',
   run,
 }

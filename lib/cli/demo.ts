@@ -31,7 +31,6 @@ const OPTIONS = {
 
 const demo: Command = {
   name: 'replay',
-  summary: '',
   async run(args) {
     const parsed = parseArguments(args, { usage: USAGE, options: OPTIONS, operands: ['TARGET'], optional: 1 })
     if (parsed === null) return EXIT.done

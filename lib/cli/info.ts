@@ -163,6 +163,5 @@ function qcow2Lines(format: string, qcow2: Qcow2Header | null): string[] {
 
 export const infoCommand: Command = {
   name: 'info',
-  summary: 'what a device or image is, who uses it, which engine would serve it',
   run,
 }

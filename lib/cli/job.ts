@@ -119,7 +119,6 @@ async function carry(
     }
     const options = {
       zeroes,
-      digests: run.copied.digests !== null,
       heldBytes,
       grows: source.size === null && !isDevice,
       signal,

@@ -1,16 +1,48 @@
 #!/usr/bin/env node
+// `multiwrite COMMAND`: finds the command, loads it, which no other has to wait for, and runs it.
 
-// `multiwrite COMMAND`: finds the command and runs it.
-
-import { bench } from './bench/command.ts'
-import { checkCommand } from './check.ts'
 import { type Command, EXIT, runCommand } from './command.ts'
-import { convertCommand } from './convert.ts'
-import { infoCommand } from './info.ts'
-import { replayCommand } from './replay-command.ts'
-import { writeCommand } from './write.ts'
 
-const COMMANDS: readonly Command[] = [infoCommand, writeCommand, convertCommand, checkCommand, replayCommand, bench]
+/** A command, and where it lies. */
+interface Entry {
+  readonly name: string
+  /** One line for the list. */
+  readonly summary: string
+  load(): Promise<Command>
+}
+
+const COMMANDS: readonly Entry[] = [
+  {
+    name: 'info',
+    summary: 'what a device or image is, who uses it, which engine would serve it',
+    load: async () => (await import('./info.ts')).infoCommand,
+  },
+  {
+    name: 'write',
+    summary: 'writes an image to a disk or file, and verifies it',
+    load: async () => (await import('./write.ts')).writeCommand,
+  },
+  {
+    name: 'convert',
+    summary: 'makes a qcow2 image of a raw one, or the other way round',
+    load: async () => (await import('./convert.ts')).convertCommand,
+  },
+  {
+    name: 'check',
+    summary: 'looks for contradictions in the metadata of a qcow2 image',
+    load: async () => (await import('./check.ts')).checkCommand,
+  },
+  {
+    name: 'replay',
+    summary: 'replays recorded traffic merged, sorted and as given, and proves it',
+    load: async () => (await import('./replay-command.ts')).replayCommand,
+  },
+  {
+    name: 'bench',
+    summary: 'measures a block device or file, in the words of fio',
+    load: async () => (await import('./bench/command.ts')).bench,
+  },
+]
 
 const USAGE = `usage: multiwrite COMMAND [options]
 
@@ -23,7 +55,7 @@ safety
 
 const [name, ...args] = process.argv.slice(2)
 const command = COMMANDS.find((known) => known.name === name)
-if (command !== undefined) await runCommand(command, args)
+if (command !== undefined) await runCommand(await command.load(), args)
 else if (name === '--help' || name === '-h' || name === 'help') process.stdout.write(USAGE)
 else {
   process.stderr.write(name === undefined ? USAGE : `multiwrite: there is no command "${name}"\n\n${USAGE}`)

@@ -296,6 +296,5 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
 
 export const replayCommand: Command = {
   name: 'replay',
-  summary: 'replays recorded traffic merged, sorted and as given, and proves it',
   run,
 }

@@ -93,6 +93,5 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
 
 export const writeCommand: Command = {
   name: 'write',
-  summary: 'writes an image to a disk or file, and verifies it',
   run,
 }

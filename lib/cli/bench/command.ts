@@ -18,7 +18,6 @@ import { USAGE } from './usage.ts'
 
 export const bench: Command = {
   name: 'bench',
-  summary: 'measures a block device or file, in the words of fio',
   run,
 }
 
