@@ -206,6 +206,9 @@ UNREACHED(napi_fatal_error)
 UNREACHED(napi_add_finalizer)
 UNREACHED(uv_prepare_init)
 UNREACHED(uv_prepare_start)
+UNREACHED(uv_idle_init)
+UNREACHED(uv_idle_start)
+UNREACHED(uv_idle_stop)
 
 // One descriptor to poll is all that libuv is asked for.
 struct handle {
