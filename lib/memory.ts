@@ -1,9 +1,12 @@
 // Memory that the kernel may be shown: `alloc` for users, and a bounded staging pool for what must be copied.
 //
 // Both lie on SharedArrayBuffers, which can be neither detached nor shrunk, and are registered with the addon as regions, so
-// that a vector is three numbers. Every `alloc` has a SharedArrayBuffer of its own. It is never handed out twice: the memory
-// goes back to the system when the last view of it is gone, in whichever thread that is, so no view can ever see another
-// one's bytes. The collector is told of the size, since shared memory alone puts no pressure on it.
+// that a vector is three numbers. No byte is ever handed out twice: the memory goes back to the system when the last view of
+// a SharedArrayBuffer is gone, in whichever thread that is. The collector is told of the size, since shared memory alone puts
+// no pressure on it.
+//
+// Small pieces are cut from one SharedArrayBuffer, one after another: what is allocated in a row lies in a row, and what is
+// written in a row from there goes to the kernel as one vector.
 
 import { constants } from 'node:buffer'
 import { addon } from './native.ts'
@@ -35,8 +38,27 @@ export function regionOf(view: Uint8Array): Region | undefined {
 /** The most that `alignedBuffer` can make. */
 export const ALLOC_MAX: number = constants.MAX_LENGTH - PAGE_SIZE
 
+/** Small pieces are cut from slabs of so many bytes: few enough that one piece that stays does not keep much. */
+const SLAB_BYTES = 256 << 10
+const SLAB_PIECE_MAX = 32 << 10
+
+let slab: Buffer | undefined
+let slabUsed = 0
+
 /** Zeroed memory of `size` bytes, aligned to `alignment` (a power of two). */
 export function alignedBuffer(size: number, alignment: number): Buffer {
+  if (size > SLAB_PIECE_MAX || alignment > PAGE_SIZE) return ownBuffer(size, alignment)
+  if (slab === undefined || slabUsed + size > SLAB_BYTES) {
+    slab = ownBuffer(SLAB_BYTES, PAGE_SIZE)
+    slabUsed = 0
+  }
+  const piece = slab.subarray(slabUsed, slabUsed + size)
+  slabUsed += Math.ceil(size / PAGE_SIZE) * PAGE_SIZE
+  return piece
+}
+
+/** The same on a SharedArrayBuffer of its own. */
+function ownBuffer(size: number, alignment: number): Buffer {
   const native = addon()
   const bytes = size + alignment
   const shared = new SharedArrayBuffer(bytes)

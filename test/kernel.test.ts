@@ -198,47 +198,61 @@ const noStrace = ((): string => {
   }
 })()
 
+/** What strace tells of `calls` while `batch` was written. */
+async function straced(engine: string, target: typeof bufferedFile, batch: string, calls: string): Promise<string> {
+  return withTarget(target, size, async (made) => {
+    const directory = temporaryDirectory()
+    try {
+      const log = path.join(directory.path, 'log')
+      const script = `
+        import fs from 'node:fs'
+        import { open } from 'multiwrite'
+        const disk = await open(process.env.TARGET, { engine: '${engine}', direct: ${target.direct}, queueDepth: 64 })
+        const data = disk.alloc(4096)
+        const requests = ${batch}
+        fs.existsSync('/the batch begins')
+        await disk.multiwrite(requests)
+        fs.existsSync('/the batch ends')
+        await disk.close()
+      `
+      const trace = `trace=${calls},access,faccessat,faccessat2,stat,statx,newfstatat`
+      const wrapper = ['strace', '-f', '-qq', '-o', log, '-e', trace]
+      const child = await runChild(script, { env: { TARGET: made.path }, wrapper })
+      expect(child.stderr).toBe('')
+      expect(child.code).toBe(0)
+      const text = fs.readFileSync(log, 'utf8')
+      const begin = text.indexOf('/the batch begins')
+      const end = text.indexOf('/the batch ends')
+      expect(begin).toBeGreaterThan(0)
+      expect(end).toBeGreaterThan(begin)
+      return text.slice(begin, end)
+    } finally {
+      directory.cleanup()
+    }
+  })
+}
+
+// For the kernel each vector is a search for pages of its own. Only the calls of the thread engine show their vectors.
+describe.skipIf(noStrace !== '')(`memory that goes on where the last piece ended${noStrace}`, () => {
+  const kinds = [
+    ['allocated in a row', 'disk.alloc(4096)', 'pwrite64'],
+    ['with gaps', 'disk.alloc(4095)', 'pwritev'],
+  ] as const
+  test.each(kinds)('%s: %s takes one %s', async (_, piece, call) => {
+    const batch = `Array.from({ length: 32 }, () => ({ data: ${piece} })).map(({ data }, at) => ({ offset: at * data.length, data }))`
+    const text = await straced('threads', bufferedFile, batch, 'pwrite64,pwritev,pwritev2')
+    const writes = [...text.matchAll(/(pwrite\w+)\(\d+, /g)].map((match) => match[1])
+    expect(writes).toEqual([call])
+  })
+})
+
 describe.each(engines.filter((engine) => engine === 'io_uring'))(`%s: system calls${noStrace}`, (engine) => {
   /** How many entries each io_uring_enter that submits anything has submitted, while `batch` was written. */
-  const submitted = async (target: typeof bufferedFile, batch: string): Promise<number[]> =>
-    withTarget(target, size, async (made) => {
-      const directory = temporaryDirectory()
-      try {
-        const log = path.join(directory.path, 'log')
-        const script = `
-          import fs from 'node:fs'
-          import { open } from 'multiwrite'
-          const disk = await open(process.env.TARGET, { engine: '${engine}', direct: ${target.direct}, queueDepth: 64 })
-          const data = disk.alloc(4096)
-          const requests = ${batch}
-          fs.existsSync('/the batch begins')
-          await disk.multiwrite(requests)
-          fs.existsSync('/the batch ends')
-          await disk.close()
-        `
-        const wrapper = [
-          'strace',
-          '-f',
-          '-qq',
-          '-o',
-          log,
-          '-e',
-          'trace=io_uring_enter,access,faccessat,faccessat2,stat,statx,newfstatat',
-        ]
-        const child = await runChild(script, { env: { TARGET: made.path }, wrapper })
-        expect(child.stderr).toBe('')
-        expect(child.code).toBe(0)
-        const text = fs.readFileSync(log, 'utf8')
-        const begin = text.indexOf('/the batch begins')
-        const end = text.indexOf('/the batch ends')
-        expect(begin).toBeGreaterThan(0)
-        expect(end).toBeGreaterThan(begin)
-        const calls = text.slice(begin, end).matchAll(/io_uring_enter\(\d+, (\d+),/g)
-        return [...calls].map((call) => Number(call[1])).filter((entries) => entries > 0)
-      } finally {
-        directory.cleanup()
-      }
-    })
+  const submitted = async (target: typeof bufferedFile, batch: string): Promise<number[]> => {
+    const text = await straced(engine, target, batch, 'io_uring_enter')
+    const calls = text.matchAll(/io_uring_enter\(\d+, (\d+),/g)
+    return [...calls].map((call) => Number(call[1])).filter((entries) => entries > 0)
+  }
 
   const cases = [bufferedFile, directFile].map((target) => ({ target, name: target.name }))
   describe.skipIf(noStrace !== '').each(cases)('$name', ({ target }) => {

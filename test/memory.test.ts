@@ -222,14 +222,18 @@ describe('alloc', () => {
     })
   })
 
-  test('what is forgotten goes back to the system', { timeout: 10 * minutes }, async () => {
+  test.each([
+    ['pieces of 1 MiB', 1 << 20],
+    // Small ones are cut from what is larger.
+    ['pages', 4096],
+  ])('what is forgotten goes back to the system: %s', { timeout: 10 * minutes }, async (_, bytes) => {
     await withTarget(bufferedFile, 1 << 20, async (made) => {
-      const count = long ? 20_000 : 3000
+      const count = (long ? 20_000 : 3000) * Math.min(32, (1 << 20) / bytes)
       const script = (turn: string): string => `
         import { open } from 'multiwrite'
         const disk = await open(process.env.TARGET)
         for (let i = 0; i < ${count}; i++) {
-          disk.alloc(1 << 20).fill(i)
+          disk.alloc(${bytes}).fill(i)
           ${turn}
         }
         console.log(process.resourceUsage().maxRSS)
@@ -243,6 +247,20 @@ describe('alloc', () => {
         expect(resident_mib).toBeLessThan(1024)
       }
     })
+  })
+
+  test('pieces allocated in a row never share a byte, and lie in a row', async () => {
+    await withTarget(bufferedFile, 1 << 20, (made) =>
+      withDisk(made, {}, (disk) => {
+        const sizes = [1, 4096, 0, 4095, 4097, 32768, 32769, 5, 1 << 20, 1]
+        const pieces = Array.from({ length: 200 }, (_, i) => {
+          const piece = disk.alloc(sizes[i % sizes.length]!)
+          expect(piece.every((byte) => byte === 0)).toBe(true)
+          return piece.fill(i + 1)
+        })
+        for (const [i, piece] of pieces.entries()) expect(piece.every((byte) => byte === ((i + 1) & 0xff))).toBe(true)
+      }),
+    )
   })
 
   test('a subarray outlives the buffer that it was taken from, and the device', async () => {
