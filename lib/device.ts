@@ -2,18 +2,17 @@
 
 import { constants } from 'node:os'
 import { throwIfAborted } from './abort.ts'
-import { Blocks } from './blocks.ts'
+import type { Backend, RangeOperations } from './backend.ts'
 import type { EngineInfo } from './choose-engine.ts'
-import { type BatchResult, Dispatch } from './dispatch.ts'
-import type { Engine } from './engine.ts'
+import type { BatchResult, Dispatch } from './dispatch.ts'
 import { BlockError } from './errors.ts'
 import { invalidType, outOfRange } from './errors-argument.ts'
+import type { CheckResult } from './format/driver.ts'
 import type { DeviceLimits } from './limits.ts'
 import { ALLOC_MAX, alignedBuffer, PAGE_SIZE } from './memory.ts'
-import { blocking, type Failure, type Geometry, isFailure } from './native.ts'
 import {
   type BatchOptions,
-  type CheckedOptions,
+  type CheckOptions,
   checkCallOptions,
   checkSize,
   type MergeMode,
@@ -21,8 +20,6 @@ import {
   type WriteOptions,
   type ZeroOptions,
 } from './options.ts'
-import type { Limits } from './planner/units.ts'
-import { Ranges } from './ranges.ts'
 import {
   type Data,
   NO_INDEX,
@@ -32,31 +29,19 @@ import {
   readRequests,
   type WriteRequest,
 } from './requests.ts'
-import { newCounters, type Stats, snapshot } from './stats.ts'
+import type { Stats } from './stats.ts'
 
 const { EBADF, EOPNOTSUPP, EROFS } = constants.errno
 
 const READ_OPTIONS = ['signal']
 const WRITE_OPTIONS = ['fua', 'signal']
 
-/** What `open` found; for the constructor. */
-export interface Opened {
-  file: number
-  /** A second descriptor without O_DIRECT, for the partial block at the end of a direct file; -1: none. */
-  tailFile: number
-  geometry: Geometry
-  direct: boolean
-  path: string
-  engine: EngineInfo
-  limits: DeviceLimits
-  options: CheckedOptions
-}
-
 /** An open block device or image file. Made by `open` and `create`. */
 export class BlockDevice {
   /** As it was given to `open`. */
   readonly path: string
-  readonly format: string = 'raw'
+  /** `'raw'`, `'qcow2'`, or the name of the driver that was given to `open`. */
+  readonly format: string
   readonly readOnly: boolean
   /** Whether the kernel accepted O_DIRECT: the page cache is not used. */
   readonly direct: boolean
@@ -64,71 +49,28 @@ export class BlockDevice {
   readonly engine: EngineInfo
   /** What the device can do, in bytes. */
   readonly limits: DeviceLimits
-  /** The size that all accepted truncations leave; `#blocks.size` is that which the target has now. */
+  readonly #backend: Backend
+  readonly #dispatch: Dispatch
+  readonly #ranges: RangeOperations
+  /** The size that all accepted truncations leave; the backend's is that which the target has now. */
   #size: number
   #truncations = 0
   /** How many have ended well. */
   #truncated = 0
-  readonly #file: number
-  readonly #tailFile: number
-  readonly #blockDevice: boolean
-  readonly #blocks: Blocks
-  readonly #mode: MergeMode
-  readonly #merge: Limits
-  readonly #counters = newCounters()
-  readonly #dispatch: Dispatch
-  readonly #ranges: Ranges
-  readonly #releaseEngine: () => void
   #closing: Promise<void> | null = null
 
   /** For `open`. */
-  constructor(engine: Engine, opened: Opened) {
-    const { options, limits, geometry, file, tailFile, direct, path } = opened
-    this.path = path
-    this.readOnly = options.readOnly
-    this.direct = direct
-    this.engine = opened.engine
-    this.limits = limits
-    this.#size = geometry.size
-    this.#file = file
-    this.#tailFile = tailFile
-    this.#blockDevice = geometry.blockDevice
-    this.#blocks = new Blocks(limits.alignment, tailFile >= 0, !geometry.blockDevice)
-    this.#blocks.size = geometry.size
-    this.#mode = options.mode
-    this.#merge = mergeLimits(options, limits)
-    const { alignment, memoryAlignment } = limits
-    this.#releaseEngine = () => engine.busyPoll(options.busyPollUs, -1)
-    engine.busyPoll(options.busyPollUs, 1)
-    this.#dispatch = new Dispatch(engine, {
-      path,
-      engineName: opened.engine.name,
-      target: {
-        file,
-        tailFile,
-        direct,
-        alignment,
-        memoryAlignment,
-        // The page cache and threads submit one by one.
-        kernelMerges: direct && opened.engine.name !== 'threads',
-      },
-      blocks: this.#blocks,
-      mode: options.mode,
-      merge: this.#merge,
-      queueDepth: options.queueDepth,
-      ordered: options.ordered,
-      counters: this.#counters,
-    })
-    this.#ranges = new Ranges({
-      file,
-      path,
-      engine: opened.engine.name,
-      blockDevice: geometry.blockDevice,
-      granularity: geometry.blockDevice ? limits.logicalBlockSize : Math.max(geometry.fileBlockSize, alignment),
-      blocks: this.#blocks,
-      dispatch: this.#dispatch,
-      counters: this.#counters,
-    })
+  constructor(backend: Backend) {
+    this.#backend = backend
+    this.#dispatch = backend.dispatch
+    this.#ranges = backend.ranges
+    this.#size = backend.blocks.size
+    this.path = backend.path
+    this.format = backend.format
+    this.readOnly = backend.readOnly
+    this.direct = backend.direct
+    this.engine = backend.engine
+    this.limits = backend.limits
   }
 
   /** Bytes. */
@@ -138,12 +80,12 @@ export class BlockDevice {
 
   /** How batches are merged, with the limits in force. */
   get merge(): { mode: MergeMode; maxBytes: number; maxSegments: number } {
-    return { mode: this.#mode, ...this.#merge }
+    return { mode: this.#backend.mode, ...this.#backend.merge }
   }
 
   /** Counters since `open`: a fresh plain object with each use. */
   get stats(): Stats {
-    return snapshot(this.#counters)
+    return this.#backend.stats()
   }
 
   /**
@@ -277,21 +219,34 @@ export class BlockDevice {
   async truncate(size: number | bigint): Promise<void> {
     this.#check('write')
     const bytes = checkSize(size, 'size')
-    if (this.#blockDevice) {
-      const reason = 'the size of a block device is its own'
-      throw new BlockError(EOPNOTSUPP, { syscall: 'ftruncate', path: this.path, reason })
+    if (this.#backend.fixedSize !== null) {
+      throw new BlockError(EOPNOTSUPP, { syscall: 'ftruncate', path: this.path, reason: this.#backend.fixedSize })
     }
     this.#dispatch.sendGathered()
     const before = this.#size
     this.#size = bytes
     this.#truncations++
-    return this.#ranges.truncate(Math.min(before, this.#blocks.size), bytes, async (error) => {
+    const { blocks } = this.#backend
+    return this.#ranges.truncate(Math.min(before, blocks.size), bytes, async (error) => {
       this.#truncations--
       if (error === null) {
         this.#truncated++
-        this.#blocks.size = bytes
-      } else if (this.#truncations === 0) this.#size = this.#blocks.size
+        blocks.size = bytes
+      } else if (this.#truncations === 0) this.#size = blocks.size
     })
+  }
+
+  /**
+   * Looks through an image's own tables and tells what `qemu-img check` tells. Everything else waits meanwhile.
+   *
+   * @param options `repair`: gives back what is lost, and sets right what is counted wrongly. What contradicts itself stays.
+   * @returns rejects with `EOPNOTSUPP` for a format without such tables, as raw is
+   */
+  async check(options?: CheckOptions): Promise<CheckResult> {
+    const { repair } = checkCallOptions(options, ['repair'])
+    this.#check(repair ? 'write' : 'read')
+    this.#dispatch.sendGathered()
+    return this.#ranges.check(repair)
   }
 
   /** Reads the size anew, for a device that was resized. */
@@ -301,16 +256,15 @@ export class BlockDevice {
     // `close` waits for it as for any operation: the descriptor must not go away underneath.
     const ticket = this.#dispatch.durability.issue(true)
     try {
-      let geometry: Geometry | Failure
+      let size: number
       let truncated: number
       do {
         // What was read beside a truncation may be of before it, and be heard of after it.
         truncated = this.#truncated
-        geometry = await blocking.geometry(this.#file)
-        if (isFailure(geometry)) throw new BlockError(geometry.errno, { syscall: geometry.syscall, path: this.path })
+        size = await this.#backend.readSize()
       } while (truncated !== this.#truncated)
-      this.#blocks.size = geometry.size
-      if (this.#truncations === 0) this.#size = geometry.size
+      this.#backend.blocks.size = size
+      if (this.#truncations === 0) this.#size = size
     } finally {
       this.#dispatch.durability.end(ticket)
     }
@@ -354,12 +308,8 @@ export class BlockDevice {
         () => null,
         (error: BlockError) => error,
       )
-    this.#releaseEngine()
-    for (const file of [this.#tailFile, this.#file]) {
-      if (file < 0) continue
-      const { errno, syscall } = await blocking.close(file)
-      if (errno !== 0) failure ??= new BlockError(errno, { syscall, path: this.path })
-    }
+    const released = await this.#backend.close()
+    failure ??= released
     if (failure !== null) throw failure
   }
 
@@ -383,12 +333,4 @@ export class BlockDevice {
     }
     return range
   }
-}
-
-function mergeLimits(options: CheckedOptions, limits: DeviceLimits): Limits {
-  const maxBytes = options.maxBytes ?? limits.maxBytes
-  // A run is cut where direct I/O can go on.
-  const whole = maxBytes - (maxBytes % limits.alignment)
-  const maxSegments = options.maxSegments ?? limits.maxSegments
-  return { maxBytes: Math.max(whole, limits.alignment), maxSegments }
 }

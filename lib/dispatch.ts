@@ -6,20 +6,17 @@
 
 import { AsyncResource } from 'node:async_hooks'
 import { onAbort } from './abort.ts'
+import type { SubmissionQueue } from './backend.ts'
 import { Batch, type BatchContext } from './batch.ts'
 import type { Blocks } from './blocks.ts'
 import { Durability } from './durability.ts'
-import type { Engine } from './engine.ts'
 import { AbortError, BlockError, MultiwriteError } from './errors.ts'
-import { Gate } from './gate.ts'
+import { Gate, type Staged } from './gate.ts'
 import { type Caller, Gather, type Gathered } from './gather.ts'
-import { blocking, isFailure } from './native.ts'
 import type { CheckedCallOptions, MergeMode } from './options.ts'
-import type { Limits } from './planner/units.ts'
-import { GONE, Queue } from './queue.ts'
+import type { Limits, MayFill } from './planner/units.ts'
 import { type Callback, isUint8Array, type Work } from './requests.ts'
 import type { Counters } from './stats.ts'
-import type { Target } from './submission.ts'
 
 /** What a batch came to. */
 export interface BatchResult {
@@ -33,18 +30,24 @@ export interface BatchResult {
 export interface DispatchOptions {
   readonly path: string
   readonly engineName: string
-  readonly target: Omit<Target, 'tail' | 'size'>
   readonly blocks: Blocks
   readonly mode: MergeMode
   readonly merge: Limits
-  readonly queueDepth: number
   readonly ordered: boolean
   readonly counters: Counters
+  /**
+   * Where submissions go; called once, while the dispatch is made. The queue calls `beforeSending` before it sends anything: it
+   * may withdraw what waits.
+   */
+  readonly queue: (gate: Gate, ordered: boolean, beforeSending: () => void) => SubmissionQueue
+  /** What a format driver has to say before requests are planned; `null` without one. */
+  readonly stage: Staged | null
+  readonly mayFill: MayFill | null
 }
 
 export class Dispatch {
   readonly gate: Gate
-  readonly queue: Queue
+  readonly queue: SubmissionQueue
   readonly durability: Durability
   readonly #options: DispatchOptions
   readonly #context: BatchContext
@@ -66,8 +69,8 @@ export class Dispatch {
     }
   }
 
-  constructor(engine: Engine, options: DispatchOptions) {
-    const { blocks, merge, counters, target, path, engineName } = options
+  constructor(options: DispatchOptions) {
+    const { blocks, merge, counters, path, engineName, mayFill } = options
     this.#options = options
     this.durability = new Durability((done) => this.#sync(done))
     let direct = { ...merge, alignment: blocks.alignment, tail: blocks.tail }
@@ -80,23 +83,14 @@ export class Dispatch {
         if (direct.tail !== blocks.tail) direct = { ...merge, alignment: blocks.alignment, tail: blocks.tail }
         return direct
       },
+      mayFill,
       counters,
       fuaFailed: (error) => this.durability.latch(error),
     }
     // Rewriting blocks needs the order of calls in any case.
     const ordered = options.ordered || blocks.alignment > 1
-    const live: Target = {
-      ...target,
-      get tail() {
-        return blocks.tail
-      },
-      get size() {
-        return blocks.growsByWriting ? blocks.size : Number.POSITIVE_INFINITY
-      },
-    }
-    this.gate = new Gate(ordered, blocks)
-    const isGone = blocks.growsByWriting ? null : () => deviceIsGone(target.file)
-    this.queue = new Queue(engine, this.gate, live, options.queueDepth, ordered, counters, isGone, this.#withdraw)
+    this.gate = new Gate(ordered, blocks, options.stage)
+    this.queue = options.queue(this.gate, ordered, this.#withdraw)
     this.#writes = new Gather(false, (gathered) => this.#startGathered(gathered))
     this.#reads = new Gather(true, (gathered) => this.#startGathered(gathered))
   }
@@ -266,14 +260,6 @@ export class Dispatch {
     for (const owner of owners) leaving.set(owner, error)
     this.#leaving.set(batch, leaving)
   }
-}
-
-/** Whether a block device was taken away or has no medium. */
-async function deviceIsGone(file: number): Promise<boolean> {
-  // Who can't be asked counts as there: then each request finds out for itself.
-  const geometry = await blocking.geometry(file).catch(() => null)
-  if (geometry === null) return false
-  return isFailure(geometry) ? GONE.has(geometry.errno) : geometry.size === 0
 }
 
 /** One that throws starves no sibling: its error surfaces as an uncaught exception of its own. */

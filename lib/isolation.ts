@@ -5,8 +5,15 @@
 //
 // Reads have no later ones to mind: each is read again, whole.
 
+import { constants } from 'node:os'
 import type { Span } from './blocks.ts'
 import type { Submission } from './submission.ts'
+
+const { ENODEV, ENXIO } = constants.errno
+/** Not in os.constants. */
+const ENOMEDIUM = 123
+/** What the kernel says where there is no device any more. */
+export const GONE: ReadonlySet<number> = new Set([ENODEV, ENXIO, ENOMEDIUM])
 
 export class Isolation {
   readonly #failed: Submission
@@ -90,4 +97,14 @@ export class Isolation {
     if (start < end) missing.push({ start, end })
     return missing
   }
+}
+
+/**
+ * Whether it is to be found out which request is at fault: not if there is one only and nothing that the kernel may have merged
+ * it with, or no device left to ask.
+ */
+export function mustIsolate(submission: Submission): boolean {
+  const { errno } = submission
+  if (errno === 0 || GONE.has(errno)) return false
+  return submission.membersTo - submission.membersFrom > 1 || submission.hadNeighbour
 }

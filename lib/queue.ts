@@ -11,7 +11,7 @@ import type { Engine, Operation } from './engine.ts'
 import type { AbortError } from './errors.ts'
 import { Flights } from './flights.ts'
 import type { Gate } from './gate.ts'
-import { Isolation } from './isolation.ts'
+import { Isolation, mustIsolate } from './isolation.ts'
 import { type Staging, threadStaging } from './memory.ts'
 import { OP } from './native.ts'
 import type { Counters } from './stats.ts'
@@ -26,11 +26,7 @@ import {
   type Target,
 } from './submission.ts'
 
-const { EAGAIN, EINTR, ENODEV, ENXIO } = constants.errno
-/** Not in os.constants. */
-const ENOMEDIUM = 123
-/** What the kernel says where there is no device any more. */
-export const GONE: ReadonlySet<number> = new Set([ENODEV, ENXIO, ENOMEDIUM])
+const { EAGAIN, EINTR } = constants.errno
 
 /**
  * Milliseconds until something is tried again that the kernel had no room for. What is in flight may make room sooner, but with
@@ -414,14 +410,4 @@ function inTheWay(a: Submission, b: Submission): boolean {
 function isSameRequest(a: Submission, b: Submission): boolean {
   if (a.batch !== b.batch || a.membersTo - a.membersFrom !== 1 || b.membersTo - b.membersFrom !== 1) return false
   return a.members[a.membersFrom] === b.members[b.membersFrom]
-}
-
-/**
- * Whether it is to be found out which request is at fault: not if there is one only and nothing that the kernel may have merged
- * it with, or no device left to ask.
- */
-function mustIsolate(submission: Submission): boolean {
-  const { errno } = submission
-  if (errno === 0 || GONE.has(errno)) return false
-  return submission.membersTo - submission.membersFrom > 1 || submission.hadNeighbour
 }

@@ -3,9 +3,11 @@
 // short way to make zeros, they are written.
 
 import { constants } from 'node:os'
+import type { RangeOperations } from './backend.ts'
 import type { Blocks } from './blocks.ts'
 import type { Dispatch } from './dispatch.ts'
 import { BlockError } from './errors.ts'
+import type { CheckResult } from './format/driver.ts'
 import { alignedBuffer, PAGE_SIZE } from './memory.ts'
 import { blocking, RANGE_OP } from './native.ts'
 import { Collector, NO_INDEX, type Work } from './requests.ts'
@@ -15,7 +17,7 @@ const { EOPNOTSUPP, ENOTTY, EINVAL } = constants.errno
 
 /** Zeros are written from one shared piece of memory, and so many of them at once. */
 const ZEROS_BYTES = 64 << 10
-const ZEROS_AT_ONCE = 256 << 20
+export const ZEROS_AT_ONCE: number = 256 << 20
 /** A hold to the end of everything. */
 const END: number = Number.MAX_SAFE_INTEGER
 
@@ -32,7 +34,7 @@ export interface RangeContext {
   readonly counters: Counters
 }
 
-export class Ranges {
+export class Ranges implements RangeOperations {
   readonly #context: RangeContext
 
   constructor(context: RangeContext) {
@@ -65,6 +67,12 @@ export class Ranges {
       await settled(error)
       return error
     })
+  }
+
+  check(): Promise<CheckResult> {
+    const { path } = this.#context
+    const reason = 'a raw image has nothing that could be checked'
+    return Promise.reject(new BlockError(EOPNOTSUPP, { syscall: 'check', path, reason }))
   }
 
   async #zero(start: number, end: number, size: number, unmap: boolean): Promise<BlockError | null> {
@@ -126,7 +134,8 @@ export class Ranges {
 
 let zeros: Buffer | undefined
 
-function zerosWork(start: number, end: number): Work {
+/** Zeros as one request of a batch. */
+export function zerosWork(start: number, end: number): Work {
   zeros ??= alignedBuffer(ZEROS_BYTES, PAGE_SIZE)
   const pieces: Uint8Array[] = []
   for (let place = start; place < end; place += ZEROS_BYTES) {
