@@ -15,7 +15,7 @@ import type { MergeMode } from './options.ts'
 import { float64s, int32s, uint8s } from './planner/arrays.ts'
 import { planMerged } from './planner/merge.ts'
 import { planSeparately } from './planner/separate.ts'
-import type { Limits, Plan, Units } from './planner/units.ts'
+import type { Limits, MayFill, Plan, Units } from './planner/units.ts'
 import type { Work } from './requests.ts'
 import type { Counters } from './stats.ts'
 import { type Claim, type Owners, Submission, type SubmissionOwner, type UnitMap, type Waiter } from './submission.ts'
@@ -33,6 +33,8 @@ export interface BatchContext {
   readonly mode: MergeMode
   /** What holds now: where the tail of a file begins can change. */
   readonly limits: (read: boolean) => Limits
+  /** Whether gaps between writes may be filled; `null`: never. */
+  readonly mayFill: MayFill | null
   readonly counters: Counters
   /** Called when a write with FUA through the page cache fails. */
   readonly fuaFailed: (error: BlockError) => void
@@ -115,7 +117,7 @@ export class Batch implements SubmissionOwner {
 
   /** The plan of the whole batch; only for batches that are `mergeable`. */
   planAll(): Plan {
-    return planMerged(this.work.units, this.#context.limits(this.work.read))
+    return planMerged(this.work.units, this.#context.limits(this.work.read), this.#mayFill)
   }
 
   /** The plan of a batch of one request, whatever the merge mode. */
@@ -137,7 +139,7 @@ export class Batch implements SubmissionOwner {
     let submissions: Submission[] = []
     if (merged.length > 0) {
       const { units, map } = this.#select(merged)
-      const plan = planMerged(units, this.#context.limits(this.work.read))
+      const plan = planMerged(units, this.#context.limits(this.work.read), this.#mayFill)
       this.#countOverlap(units, plan)
       submissions = this.#submissions(plan, map, merged, () => null)
     }
@@ -165,7 +167,7 @@ export class Batch implements SubmissionOwner {
     }
     if (kept.length === 0) return []
     const { units, map } = this.#select(kept, offset, offset + length)
-    const plan = planMerged(units, this.#context.limits(this.work.read))
+    const plan = planMerged(units, this.#context.limits(this.work.read), this.#mayFill)
     if (claim !== null) claim.parts += plan.count
     return this.#submissions(plan, map, kept, () => claim, offset, offset + length)
   }
@@ -178,7 +180,7 @@ export class Batch implements SubmissionOwner {
   single(owner: number, start: number, end: number, fua: boolean): Submission[] {
     const { units, map } = this.#select([owner], start, end)
     if (fua) units.fua = uint8s(units.count).fill(1)
-    const plan = planMerged(units, this.#context.limits(this.work.read))
+    const plan = planMerged(units, this.#context.limits(this.work.read), this.#mayFill)
     const submissions: Submission[] = []
     for (let s = 0; s < plan.count; s++) submissions.push(this.#submissionOf(owner, plan, s, map, null))
     return submissions
@@ -204,11 +206,20 @@ export class Batch implements SubmissionOwner {
     return this.#state[owner] === State.withdrawn
   }
 
+  get #mayFill(): MayFill | null {
+    return this.work.read ? null : this.#context.mayFill
+  }
+
   /** What later requests of the batch cover is not written; what several ask for is read once. */
   #countOverlap(units: Units, plan: Plan): void {
     let overlap = 0
     for (let u = 0; u < units.count; u++) overlap += units.length[u]!
     for (let s = 0; s < plan.count; s++) overlap -= plan.length[s]!
+    if (this.#mayFill !== null) {
+      const gaps = gapBytes(plan)
+      this.#context.counters.write.gapBytes += gaps
+      overlap += gaps
+    }
     // Negative where blocks are joined across a gap: then overlaps can't be excluded, and looking for them is cheap.
     if (overlap !== 0) this.#overlaps = true
     if (overlap > 0 && !this.work.read) this.#context.counters.write.overlapBytes += overlap
@@ -422,6 +433,14 @@ export class Batch implements SubmissionOwner {
     }
     return submissions
   }
+}
+
+function gapBytes(plan: Plan): number {
+  let bytes = 0
+  for (let s = 0; s < plan.firstSegment[plan.count]!; s++) {
+    if (plan.segmentUnit[s]! < 0) bytes += plan.segmentLength[s]!
+  }
+  return bytes
 }
 
 function firstUnits(owner: Int32Array, units: number, owners: number): Int32Array {

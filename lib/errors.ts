@@ -13,6 +13,8 @@ export interface BlockErrorDetail {
   engine?: string | undefined
   /** Replaces the system's words for the errno. */
   reason?: string | undefined
+  /** What it comes from. */
+  cause?: unknown
 }
 
 const nameOfErrno = new Map<number, string>(Object.entries(constants.errno).map(([name, errno]) => [errno, name]))
@@ -47,7 +49,10 @@ export class BlockError extends Error {
       getSystemErrorMap().get(-errno)?.[1] ??
       'the kernel refused'
     const what = detail.offset === undefined ? '' : ` of ${detail.length ?? 0} bytes at ${detail.offset}`
-    super(`${code}: ${words}, ${detail.syscall}${what} '${detail.path}'`)
+    super(
+      `${code}: ${words}, ${detail.syscall}${what} '${detail.path}'`,
+      detail.cause === undefined ? undefined : { cause: detail.cause },
+    )
     this.name = 'BlockError'
     this.code = code
     this.errno = -errno

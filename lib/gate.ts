@@ -15,20 +15,30 @@ import type { Plan } from './planner/units.ts'
 import type { Claim, Submission, SubmissionOwner, Waiter } from './submission.ts'
 import { Hold, Tracker } from './tracker.ts'
 
+/** Who takes requests when their turn has come, and plans them at once or later. */
+export interface Staged {
+  release(batch: SubmissionOwner, owners: readonly number[]): Submission[]
+}
+
 export class Gate {
   readonly #tracker = new Tracker<Waiter>()
   readonly #ordered: boolean
   readonly #blocks: Blocks
+  readonly #stage: Staged | null
 
-  /** @param ordered whether overlapping calls wait for each other; if not, only what is locked keeps others waiting */
-  constructor(ordered: boolean, blocks: Blocks) {
+  /**
+   * @param ordered whether overlapping calls wait for each other; if not, only what is locked keeps others waiting
+   * @param stage takes what is released, where more is to be waited for before it can be planned
+   */
+  constructor(ordered: boolean, blocks: Blocks, stage: Staged | null = null) {
     this.#ordered = ordered
     this.#blocks = blocks
+    this.#stage = stage
   }
 
   /** Takes in a batch; returns what may go at once. */
   admit(batch: Batch): Submission[] {
-    if (batch.mergeable) {
+    if (batch.mergeable && this.#stage === null) {
       const plan = batch.planAll()
       if (this.#tracker.empty || !this.#meetsAny(plan, batch.work.read)) {
         if (!this.#ordered) return batch.releaseAll(plan, () => null)
@@ -80,6 +90,18 @@ export class Gate {
     return released.length === 0 ? [] : this.#release(released)
   }
 
+  /** Passes the turn of requests that were withdrawn when it had come; returns what may go now. */
+  pass(batch: SubmissionOwner, owners: readonly number[]): Submission[] {
+    const released: Hold<Waiter>[] = []
+    const tracker = batch.tracker ?? this.#tracker
+    for (const owner of owners) tracker.remove(batch.holds![owner]!, released)
+    return this.#release(released)
+  }
+
+  #plan(batch: SubmissionOwner, owners: readonly number[]): Submission[] {
+    return this.#stage === null ? batch.release(owners) : this.#stage.release(batch, owners)
+  }
+
   #meetsAny(plan: Plan, read: boolean): boolean {
     for (let s = 0; s < plan.count; s++) {
       const { start, end } = this.#span(plan.offset[s]!, plan.offset[s]! + plan.length[s]!, read)
@@ -121,7 +143,7 @@ export class Gate {
       holds.push(hold)
     }
     batch.holds = holds
-    return free.length === 0 ? [] : batch.release(free)
+    return free.length === 0 ? [] : this.#plan(batch, free)
   }
 
   /** Plans what was released, batch by batch. A withdrawn request's turn passes to those behind it. */
@@ -145,7 +167,12 @@ export class Gate {
     }
     let submissions: Submission[] = []
     for (const [batch, owners] of groups) {
-      submissions = submissions.concat(batch.release(owners.sort((a, b) => a - b)))
+      submissions = submissions.concat(
+        this.#plan(
+          batch,
+          owners.sort((a, b) => a - b),
+        ),
+      )
     }
     return submissions
   }

@@ -4,10 +4,23 @@ export type { EngineInfo } from './choose-engine.ts'
 export type { BlockDevice } from './device.ts'
 export type { BatchResult } from './dispatch.ts'
 export { AbortError, BlockError, MultiwriteError } from './errors.ts'
+export type {
+  CheckResult,
+  FormatBacking,
+  FormatCreateOptions,
+  FormatDriver,
+  FormatHost,
+  FormatImage,
+  FormatOptions,
+  Range,
+} from './format/driver.ts'
 export type { DeviceLimits } from './limits.ts'
 export { create, open } from './open.ts'
 export type {
+  Backing,
+  BackingFile,
   BatchOptions,
+  CheckOptions,
   CreateOptions,
   MergeMode,
   MergeOptions,

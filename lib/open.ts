@@ -6,14 +6,19 @@ import { constants } from 'node:os'
 import { dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { chooseEngine } from './choose-engine.ts'
-import { BlockDevice, type Opened } from './device.ts'
+import { BlockDevice } from './device.ts'
 import { type EngineName, threadEngine } from './engine.ts'
 import { BlockError } from './errors.ts'
 import { outOfRange } from './errors-argument.ts'
+import { DrivenBackend } from './format/driven.ts'
+import type { FormatBacking, FormatDriver, FormatImage } from './format/driver.ts'
+import { driverNamed } from './format/drivers.ts'
 import { deviceMajor, deviceMinor, holdersOf, openIn } from './holders.ts'
 import { readLimits } from './limits.ts'
 import { blocking, ENGINE_KIND, isFailure, type OpenFile } from './native.ts'
 import {
+  type CheckedBacking,
+  type CheckedCreateOptions,
   type CheckedOptions,
   type CreateOptions,
   checkCreateOptions,
@@ -21,9 +26,10 @@ import {
   checkPath,
   type OpenOptions,
 } from './options.ts'
+import { type Opened, RawBackend } from './raw.ts'
 
 const { O_RDONLY, O_RDWR, O_DIRECT, O_EXCL, O_CREAT } = fsConstants
-const { EBUSY, EEXIST, EINVAL, EISDIR, EROFS } = constants.errno
+const { EBUSY, EEXIST, EINVAL, EISDIR, EOPNOTSUPP, EROFS } = constants.errno
 
 /** How long a device may be busy with no holder to be seen: the kernel may still be finishing for a process that died. */
 const BUSY_RETRY_MS = 500
@@ -62,7 +68,9 @@ export async function create(path: string | URL, options: CreateOptions): Promis
       reason: 'the file exists already; pass overwrite: true to lose what is in it',
     })
   }
+  const driver = driverOf(checked)
   if (kind === 'block') {
+    if (driver !== null) return createImage(driver, name, checked)
     const device = await openChecked(name, checked)
     if (checked.size <= device.size) return device
     await device.close()
@@ -72,8 +80,8 @@ export async function create(path: string | URL, options: CreateOptions): Promis
   // What can't be opened afterwards must not cost an existing file its content.
   chooseEngine(threadEngine(), checked.engine, checked.direct ?? false, name)
   try {
-    await asBlockError(name, () => makeFile(name, checked.size, checked.overwrite))
-    return await openChecked(name, checked)
+    await asBlockError(name, () => makeFile(name, driver === null ? checked.size : 0, checked.overwrite))
+    return await (driver === null ? openChecked(name, checked) : createImage(driver, name, checked))
   } catch (error) {
     // Only what this call has made: whoever made it meanwhile keeps it.
     const isOthers = error instanceof BlockError && error.code === 'EEXIST'
@@ -100,7 +108,59 @@ async function makeFile(path: string, size: number, overwrite: boolean): Promise
   }
 }
 
+/** The driver of an image; `null` for a raw one. */
+function driverOf({ format }: CheckedOptions): FormatDriver | null {
+  if (format === 'raw') return null
+  return typeof format === 'string' ? driverNamed(format) : format
+}
+
 async function openChecked(path: string, options: CheckedOptions): Promise<BlockDevice> {
+  const driver = driverOf(options)
+  if (driver === null) return openRaw(path, options)
+  const host = await openRaw(path, { ...options, ordered: true })
+  return openImage(driver, host, options, (below) => driver.open(host, below))
+}
+
+/** Writes an empty image into what was made for it, and opens that. */
+async function createImage(driver: FormatDriver, path: string, options: CheckedCreateOptions): Promise<BlockDevice> {
+  if (driver.create === undefined) {
+    const reason = `images of the format ${driver.name} can't be made`
+    throw new BlockError(EOPNOTSUPP, { syscall: 'open', path, reason })
+  }
+  const host = await openRaw(path, { ...options, ordered: true })
+  return openImage(driver, host, options, async (below) => {
+    const { size, clusterSize, refcountBits, lazyRefcounts, preallocation } = options
+    await driver.create!(host, { ...below, size, clusterSize, refcountBits, lazyRefcounts, preallocation })
+    return driver.open(host, below)
+  })
+}
+
+/** A device above the image that `open` makes of a host. What was opened for it is closed if that fails. */
+async function openImage(
+  driver: FormatDriver,
+  host: BlockDevice,
+  options: CheckedOptions,
+  open: (options: { readOnly: boolean; backing: FormatBacking | null | undefined }) => Promise<FormatImage>,
+): Promise<BlockDevice> {
+  let below: BlockDevice | null = null
+  try {
+    const { backing, readOnly } = options
+    if (isFile(backing)) below = await openChecked(backing.path, backing.options)
+    const image = await open({ readOnly, backing: isFile(backing) ? below : backing })
+    const release = async (): Promise<void> => below?.close()
+    return new BlockDevice(new DrivenBackend(driver.name, image, host, options, release))
+  } catch (error) {
+    await host.close().catch(() => undefined)
+    await below?.close().catch(() => undefined)
+    throw error
+  }
+}
+
+function isFile(backing: CheckedOptions['backing']): backing is CheckedBacking {
+  return typeof backing === 'object' && backing !== null && 'options' in backing
+}
+
+async function openRaw(path: string, options: CheckedOptions): Promise<BlockDevice> {
   const kind = await kindOf(path)
   if (kind === 'directory') throw new BlockError(EISDIR, { syscall: 'open', path })
   if (kind === 'other') throw new BlockError(EINVAL, { syscall: 'open', path, reason: NEITHER })
@@ -113,7 +173,8 @@ async function openChecked(path: string, options: CheckedOptions): Promise<Block
     throw error
   })
   try {
-    return new BlockDevice(threadEngine(), { ...opened, limits: await readLimits(opened.geometry, opened.direct) })
+    const limits = await readLimits(opened.geometry, opened.direct)
+    return new BlockDevice(new RawBackend(threadEngine(), { ...opened, limits }))
   } catch (error) {
     await blocking.close(opened.file)
     if (opened.tailFile >= 0) await blocking.close(opened.tailFile)

@@ -231,6 +231,12 @@ export class Submission implements Operation {
     return Filled.yes
   }
 
+  /** Ends what was carried out by another way than the engine: wholly, or not at all. */
+  finish(errno: number): void {
+    this.errno = errno
+    this.#next = errno === 0 ? this.end : this.offset
+  }
+
   /** Finds out which blocks it moves, and by which way. Must be called before `fill`. */
   begin(target: Target): void {
     if (this.#next >= 0) return

@@ -1,0 +1,205 @@
+// Where writes of a driven device wait for an allocation, between the order of calls and the planner.
+//
+//   gate ──release──► load tables ──► does it touch what is being allocated? ──no──► plan, lock what it allocates ──► queue
+//                          ▲                │ yes
+//                          └── lock ends ◄──┘
+//
+// Requests that wait are planned when the lock ends, together: that is how the second write into a new cluster is merged with
+// the third instead of being padded. A lock covers whole clusters, so two runs of one plan that share a new cluster follow each
+// other, and the driver's answer about a gap holds until the run that fills it has ended.
+//
+// Order among overlapping requests is the gate's business; those that overlap wait together here, so that it is kept.
+
+import type { Gate } from '../gate.ts'
+import type { Range } from '../planner/units.ts'
+import type { Submission, SubmissionOwner } from '../submission.ts'
+import { Hold, Tracker } from '../tracker.ts'
+import type { FormatImage } from './driver.ts'
+
+/** Clusters that are being allocated, or that nobody may allocate in. */
+interface Lock {
+  /** Runs that hold it and have not begun. */
+  starting: Submission[]
+  /** Runs that hold it and have not ended. */
+  parts: number
+  /** An operation that holds it, if no run does. */
+  run: (() => void) | null
+  /** Requests that are looked at again when it ends. */
+  waiting: { batch: SubmissionOwner; owners: number[] }[]
+}
+
+/** Requests of one batch that overlap each other, directly or by way of others. */
+interface Cluster {
+  start: number
+  end: number
+  owners: number[]
+}
+
+export class Stage {
+  readonly #image: FormatImage
+  readonly #locks = new Tracker<Lock>()
+  readonly #held = new Map<Submission, Hold<Lock>>()
+  #gate: Gate | null = null
+  #send: ((submissions: readonly Submission[]) => void) | null = null
+
+  constructor(image: FormatImage) {
+    this.#image = image
+  }
+
+  /** @param send takes what may go after all, and sends it */
+  attach(gate: Gate, send: (submissions: readonly Submission[]) => void): void {
+    this.#gate = gate
+    this.#send = send
+  }
+
+  /** Takes in requests whose turn has come; returns what may go at once. */
+  release(batch: SubmissionOwner, owners: readonly number[]): Submission[] {
+    const loading = this.#image.prepare?.(rangesOf(batch, owners), !batch.work.read)
+    if (loading === undefined) return this.#plan(batch, owners)
+    // What can't be loaded is asked for again by the run itself, and fails there.
+    const go = (): void => this.#send!(this.#resume(batch, owners))
+    loading.then(go, go)
+    return []
+  }
+
+  /** Runs an operation when nothing is allocated in the range any more, and keeps allocations out until `unlock`. */
+  lock(start: number, end: number, run: () => void): Hold<Lock> {
+    const size = this.#image.clusterSize ?? 1
+    const [from, to] = [start - (start % size), end % size === 0 ? end : end - (end % size) + size]
+    const hold = new Hold<Lock>(from, to, false, { starting: [], parts: 1, run, waiting: [] })
+    this.#locks.add(hold, this.#locks.frontier(hold))
+    if (hold.blockers === 0) run()
+    return hold
+  }
+
+  /** Takes in that the operation has ended; returns what may go now. */
+  unlock(hold: Hold<Lock>): Submission[] {
+    const released: Hold<Lock>[] = []
+    this.#locks.remove(hold, released)
+    let submissions: Submission[] = []
+    for (const { tag } of released) {
+      if (tag.run !== null) tag.run()
+      else submissions = submissions.concat(tag.starting.splice(0))
+    }
+    const groups = new Map<SubmissionOwner, number[]>()
+    for (const { batch, owners } of hold.tag.waiting) groups.set(batch, (groups.get(batch) ?? []).concat(owners))
+    for (const [batch, owners] of groups) {
+      submissions = submissions.concat(
+        this.#resume(
+          batch,
+          owners.sort((a, b) => a - b),
+          true,
+        ),
+      )
+    }
+    return submissions
+  }
+
+  /** Takes in that a run has ended; returns what may go now. */
+  ended(submission: Submission): Submission[] {
+    const hold = this.#held.get(submission)
+    if (hold === undefined) return NONE
+    this.#held.delete(submission)
+    return --hold.tag.parts === 0 ? this.unlock(hold) : NONE
+  }
+
+  /** Runs that are locked out by others of their batch; each is to be replaced by what `keep` makes of it. */
+  replaceWaiting(keep: (submission: Submission) => Submission[]): void {
+    for (const hold of new Set(this.#held.values())) {
+      if (hold.tag.starting.length > 0) hold.tag.starting = hold.tag.starting.flatMap(keep)
+    }
+  }
+
+  /** Gives a run's lock to those that replace it, too; it must be ended as well. */
+  share(submission: Submission, others: readonly Submission[]): void {
+    const hold = this.#held.get(submission)
+    if (hold === undefined) return
+    for (const other of others) this.#held.set(other, hold)
+    hold.tag.parts += others.length
+  }
+
+  /** Goes on with requests that have waited: some may have been withdrawn meanwhile. */
+  #resume(batch: SubmissionOwner, owners: readonly number[], reload = false): Submission[] {
+    const gone = owners.filter((owner) => batch.isWithdrawn(owner))
+    const rest = gone.length === 0 ? owners : owners.filter((owner) => !batch.isWithdrawn(owner))
+    const passed = gone.length === 0 ? NONE : this.#gate!.pass(batch, gone)
+    if (rest.length === 0) return passed
+    return passed.concat(reload ? this.release(batch, rest) : this.#plan(batch, rest))
+  }
+
+  #plan(batch: SubmissionOwner, owners: readonly number[]): Submission[] {
+    if (batch.work.read) return batch.release(owners)
+    const free = this.#locks.empty ? owners : this.#park(batch, owners)
+    if (free.length === 0) return NONE
+    const submissions = batch.release(free)
+    return this.#image.allocates === undefined ? submissions : submissions.filter((one) => this.#enter(one))
+  }
+
+  /** Puts aside the requests that meet a lock; returns the others. */
+  #park(batch: SubmissionOwner, owners: readonly number[]): readonly number[] {
+    const free: number[] = []
+    for (const { start, end, owners: together } of clustersOf(batch, owners)) {
+      const span = this.#image.allocates?.({ offset: start, length: end - start }) ?? null
+      const from = span === null ? start : Math.min(start, span.offset)
+      const to = span === null ? end : Math.max(end, span.offset + span.length)
+      const [lock] = this.#locks.frontier(new Hold<Lock>(from, to, false, NO_LOCK))
+      if (lock === undefined) for (const owner of together) free.push(owner)
+      else lock.tag.waiting.push({ batch, owners: together })
+    }
+    return free.sort((a, b) => a - b)
+  }
+
+  /** Locks what a run allocates; returns whether it may go at once. */
+  #enter(submission: Submission): boolean {
+    const span = this.#image.allocates!({ offset: submission.offset, length: submission.length })
+    if (span === null) return true
+    const tag = { starting: NO_SUBMISSIONS, parts: 1, run: null, waiting: [] }
+    const hold = new Hold<Lock>(span.offset, span.offset + span.length, false, tag)
+    this.#locks.add(hold, this.#locks.empty ? NO_LOCKS : this.#locks.frontier(hold))
+    this.#held.set(submission, hold)
+    if (hold.blockers === 0) return true
+    hold.tag.starting = [submission]
+    return false
+  }
+}
+
+const NONE: Submission[] = []
+const NO_SUBMISSIONS: Submission[] = []
+const NO_LOCKS: readonly Hold<Lock>[] = []
+const NO_LOCK: Lock = { starting: [], parts: 0, run: null, waiting: [] }
+
+/** The ranges of requests; those that touch their predecessor are one. */
+function rangesOf(batch: SubmissionOwner, owners: readonly number[]): Range[] {
+  const { offset, length } = batch.work
+  const ranges: Range[] = []
+  let last: Range | null = null
+  for (const owner of owners) {
+    const start = offset[owner]!
+    if (last !== null && start === last.offset + last.length) {
+      last.length += length[owner]!
+    } else {
+      last = { offset: start, length: length[owner]! }
+      ranges.push(last)
+    }
+  }
+  return ranges
+}
+
+function clustersOf(batch: SubmissionOwner, owners: readonly number[]): Cluster[] {
+  const { offset, length } = batch.work
+  const order = [...owners].sort((a, b) => offset[a]! - offset[b]!)
+  const clusters: Cluster[] = []
+  let last: Cluster | null = null
+  for (const owner of order) {
+    const start = offset[owner]!
+    const end = start + length[owner]!
+    if (last !== null && start < last.end) {
+      last.end = Math.max(last.end, end)
+      last.owners.push(owner)
+    } else {
+      last = { start, end, owners: [owner] }
+      clusters.push(last)
+    }
+  }
+  return clusters
+}
