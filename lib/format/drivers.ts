@@ -1,13 +1,9 @@
 // The formats that have a name. Nothing else imports a driver.
 
 import type { FormatDriver } from './driver.ts'
+import { qcow2 } from './qcow2/driver.ts'
 
-const drivers: Readonly<Record<'qcow2', FormatDriver>> = {
-  qcow2: {
-    name: 'qcow2',
-    open: () => Promise.reject(new Error('not there yet')),
-  },
-}
+const drivers: Readonly<Record<'qcow2', FormatDriver>> = { qcow2 }
 
 export function driverNamed(name: keyof typeof drivers): FormatDriver {
   return drivers[name]

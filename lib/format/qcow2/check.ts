@@ -1,0 +1,308 @@
+// What `qemu-img check` does: counts every reference to every cluster of the host, and compares with the counts that the image
+// keeps. Reads everything from the disk, in pieces of bounded size, and believes nothing of it. Nothing else is under way.
+//
+// With `repair` the counts are made what they should be, and so are the flags that say whether a cluster is referred to once.
+
+import type { CheckResult } from '../driver.ts'
+import type { Header } from './header.ts'
+import {
+  COMPRESSED_HIGH,
+  COPIED_HIGH,
+  offsetOf,
+  RESERVED_HIGH,
+  RESERVED_HIGH_L2,
+  RESERVED_LOW,
+  RESERVED_LOW_L2,
+  readU64,
+  ZERO_LOW,
+} from './layout.ts'
+import type { Mapping } from './mapping.ts'
+import type { Metadata } from './metadata.ts'
+import type { Refcounts } from './refcounts.ts'
+import { readSnapshots } from './snapshots.ts'
+import { Table } from './table.ts'
+
+const PAGE = 4096
+const READ_BYTES = 1 << 20
+
+/** References by cluster. A page is made when something in it is counted. */
+class Counts {
+  readonly #pages = new Map<number, Uint32Array>()
+  end = 0
+
+  add(cluster: number): void {
+    const index = Math.floor(cluster / PAGE)
+    let page = this.#pages.get(index)
+    if (page === undefined) {
+      page = new Uint32Array(PAGE)
+      this.#pages.set(index, page)
+    }
+    page[cluster % PAGE]!++
+    if (cluster >= this.end) this.end = cluster + 1
+  }
+
+  get(cluster: number): number {
+    return this.#pages.get(Math.floor(cluster / PAGE))?.[cluster % PAGE] ?? 0
+  }
+}
+
+type Result = { -readonly [K in keyof CheckResult]: CheckResult[K] }
+
+/** The whole of it; `commit` makes durable what a repair has changed. */
+export async function checkImage(
+  metadata: Metadata,
+  header: Header,
+  mapping: Mapping,
+  refcounts: Refcounts,
+  repair: (() => Promise<void>) | null,
+): Promise<CheckResult> {
+  const first = new Check(metadata, header, mapping, refcounts)
+  const result = await first.run()
+  if (repair === null || result.leaks + result.corruptions === 0) return result
+  const { leaks, corruptions } = await first.repair()
+  await repair()
+  const second = await new Check(metadata, header, mapping, refcounts).run()
+  return { ...second, leaksFixed: leaks, corruptionsFixed: corruptions }
+}
+
+class Check {
+  readonly #metadata: Metadata
+  readonly #header: Header
+  readonly #mapping: Mapping
+  readonly #refcounts: Refcounts
+  readonly #clusterSize: number
+  readonly #counts = new Counts()
+  /** Counts that are not what they should be: what they should be. */
+  readonly #wrong = new Map<number, number>()
+  /** Entries whose flag is not what it should be. */
+  readonly #wrongL1: number[] = []
+  readonly #wrongL2 = new Map<number, number[]>()
+  readonly #result: Result
+
+  constructor(metadata: Metadata, header: Header, mapping: Mapping, refcounts: Refcounts) {
+    this.#metadata = metadata
+    this.#header = header
+    this.#mapping = mapping
+    this.#refcounts = refcounts
+    this.#clusterSize = header.clusterSize
+    this.#result = {
+      imageEndOffset: 0,
+      totalClusters: Math.ceil(header.size / header.clusterSize),
+      allocatedClusters: 0,
+      fragmentedClusters: 0,
+      compressedClusters: 0,
+      leaks: 0,
+      corruptions: 0,
+      checkErrors: 0,
+      leaksFixed: 0,
+      corruptionsFixed: 0,
+    }
+  }
+
+  async run(): Promise<CheckResult> {
+    const { l1Offset, l1Size, refcountOffset, refcountClusters } = this.#header
+    this.#count(0, this.#clusterSize)
+    this.#count(l1Offset, l1Size * 8)
+    await this.#tryTo(() => this.#countL1(l1Offset, l1Size, true))
+    await this.#tryTo(() => this.#countSnapshots())
+    await this.#tryTo(() => this.#countBitmaps())
+    this.#count(refcountOffset, refcountClusters * this.#clusterSize)
+    for (const offset of this.#refcounts.table) {
+      if (offset === 0) continue
+      if (offset % this.#clusterSize !== 0) this.#result.corruptions++
+      else this.#count(offset, this.#clusterSize)
+    }
+    await this.#tryTo(() => this.#compare())
+    await this.#tryTo(() => this.#checkFlags())
+    return this.#result
+  }
+
+  async #tryTo(look: () => Promise<void>): Promise<void> {
+    try {
+      await look()
+    } catch {
+      this.#result.checkErrors++
+    }
+  }
+
+  /** Counts a reference to each cluster that has some of these bytes. */
+  #count(offset: number, length: number): void {
+    if (length === 0) return
+    const size = this.#clusterSize
+    if (offset + length > Math.ceil(this.#metadata.host.size / size) * size) {
+      this.#result.corruptions++
+      return
+    }
+    for (let c = Math.floor(offset / size); c * size < offset + length; c++) this.#counts.add(c)
+  }
+
+  async #countL1(l1Offset: number, l1Size: number, isActive: boolean): Promise<void> {
+    for (let from = 0; from < l1Size; from += READ_BYTES / 8) {
+      const entries = Math.min(READ_BYTES / 8, l1Size - from)
+      const l1 = await this.#metadata.read(l1Offset + from * 8, entries * 8)
+      for (let n = 0; n < entries; n++) {
+        const [high, low] = [l1.readUInt32BE(n * 8), l1.readUInt32BE(n * 8 + 4)]
+        const offset = offsetOf(high, low)
+        if (offset === 0) continue
+        if ((high & RESERVED_HIGH) !== 0 || (low & RESERVED_LOW) !== 0) this.#result.corruptions++
+        if (offset % this.#clusterSize !== 0 || offset >= this.#metadata.host.size) {
+          this.#result.corruptions++
+          continue
+        }
+        this.#count(offset, this.#clusterSize)
+        const bytes = await this.#metadata.read(offset, this.#clusterSize)
+        this.#countL2(new Table(from + n, offset, bytes, true), isActive)
+      }
+    }
+  }
+
+  #countL2(table: Table, isActive: boolean): void {
+    const result = this.#result
+    const size = this.#clusterSize
+    let next = 0
+    for (let i = 0; i < this.#mapping.perTable; i++) {
+      const [high, low] = [table.high(i), table.low(i)]
+      if (high === 0 && low === 0) continue
+      if ((high & COMPRESSED_HIGH) !== 0) {
+        if ((high & COPIED_HIGH) !== 0) result.corruptions++
+        const { offset, length } = this.#mapping.compressedAt(table, i)
+        this.#count(offset, Math.max(1, length))
+        if (!isActive) continue
+        result.allocatedClusters++
+        result.compressedClusters++
+        // They lie anywhere inside of clusters.
+        result.fragmentedClusters++
+        continue
+      }
+      const offset = offsetOf(high, low)
+      if ((high & RESERVED_HIGH_L2) !== 0 || (low & RESERVED_LOW_L2) !== 0) result.corruptions++
+      if ((low & ZERO_LOW) !== 0 && this.#header.version === 2) result.corruptions++
+      if (offset === 0) continue
+      if (offset % size !== 0) {
+        result.corruptions++
+        continue
+      }
+      this.#count(offset, size)
+      if (!isActive) continue
+      result.allocatedClusters++
+      if (next !== 0 && offset !== next) result.fragmentedClusters++
+      next = offset + size
+    }
+  }
+
+  async #countSnapshots(): Promise<void> {
+    if (this.#header.snapshotCount === 0) return
+    const { snapshots, length } = await readSnapshots(this.#metadata, this.#header)
+    this.#count(this.#header.snapshotOffset, length)
+    for (const { l1Offset, l1Size } of snapshots) {
+      this.#count(l1Offset, l1Size * 8)
+      await this.#countL1(l1Offset, l1Size, false)
+    }
+  }
+
+  async #countBitmaps(): Promise<void> {
+    const { bitmaps } = this.#header
+    if (bitmaps === null) return
+    this.#count(bitmaps.offset, bitmaps.length)
+    const directory = await this.#metadata.read(bitmaps.offset, bitmaps.length)
+    let at = 0
+    for (let n = 0; n < bitmaps.count && at + 24 <= directory.length; n++) {
+      const [offset, entries] = [readU64(directory, at), directory.readUInt32BE(at + 8)]
+      at += Math.ceil((24 + directory.readUInt16BE(at + 18) + directory.readUInt32BE(at + 20)) / 8) * 8
+      this.#count(offset, entries * 8)
+      for (let from = 0; from < entries && offset + from * 8 < this.#metadata.host.size; from += READ_BYTES / 8) {
+        const table = await this.#metadata.read(offset + from * 8, Math.min(READ_BYTES / 8, entries - from) * 8)
+        for (let i = 0; i < table.length; i += 8) {
+          const cluster = offsetOf(table.readUInt32BE(i), table.readUInt32BE(i + 4))
+          if (cluster !== 0) this.#count(cluster, this.#clusterSize)
+        }
+      }
+    }
+  }
+
+  /** Compares with the counts of the image. */
+  async #compare(): Promise<void> {
+    const { table, perBlock } = this.#refcounts
+    const clusters = Math.ceil(this.#metadata.host.size / this.#clusterSize)
+    let end = 0
+    for (let index = 0; index * perBlock < clusters; index++) {
+      const isThere = index < table.length && table[index]! !== 0
+      const isUsed = index * perBlock < this.#counts.end
+      if (!isThere && !isUsed) continue
+      const block = isThere ? await this.#block(index) : null
+      const stop = Math.min(clusters, (index + 1) * perBlock)
+      for (let cluster = index * perBlock; cluster < stop; cluster++) {
+        const should = this.#counts.get(cluster)
+        const is = block === null ? 0 : this.#refcounts.get(block, cluster % perBlock)
+        if (should > 0 || is > 0) end = cluster + 1
+        if (should === is) continue
+        if (is > should) this.#result.leaks++
+        else this.#result.corruptions++
+        this.#wrong.set(cluster, should)
+      }
+    }
+    this.#result.imageEndOffset = end * this.#clusterSize
+  }
+
+  async #block(index: number): Promise<Table | null> {
+    const offset = this.#refcounts.table[index]!
+    if (offset % this.#clusterSize !== 0 || offset >= this.#metadata.host.size) return null
+    return this.#refcounts.load(index)
+  }
+
+  /** The active tables say of each cluster whether it is referred to once. */
+  async #checkFlags(): Promise<void> {
+    const { l1Size } = this.#header
+    for (let l1Index = 0; l1Index < l1Size; l1Index++) {
+      const high = this.#mapping.l1.getUint32(l1Index * 8)
+      const offset = offsetOf(high, this.#mapping.l1.getUint32(l1Index * 8 + 4))
+      if (offset === 0 || offset % this.#clusterSize !== 0 || offset >= this.#metadata.host.size) continue
+      if (this.#isWrong(high, offset)) {
+        this.#result.corruptions++
+        this.#wrongL1.push(l1Index)
+      }
+      const table = new Table(l1Index, offset, await this.#metadata.read(offset, this.#clusterSize), true)
+      for (let i = 0; i < this.#mapping.perTable; i++) {
+        const entry = table.high(i)
+        const host = (entry & COMPRESSED_HIGH) === 0 ? offsetOf(entry, table.low(i)) : 0
+        if (host === 0 || host % this.#clusterSize !== 0 || !this.#isWrong(entry, host)) continue
+        this.#result.corruptions++
+        const list = this.#wrongL2.get(l1Index)
+        if (list === undefined) this.#wrongL2.set(l1Index, [i])
+        else list.push(i)
+      }
+    }
+  }
+
+  #isWrong(high: number, offset: number): boolean {
+    const isCopied = (high & COPIED_HIGH) !== 0
+    return isCopied !== (this.#counts.get(offset / this.#clusterSize) === 1)
+  }
+
+  /** Sets right what can be set right, in memory. Returns how much that was. */
+  async repair(): Promise<{ leaks: number; corruptions: number }> {
+    let leaks = 0
+    let corruptions = 0
+    const { perBlock, max } = this.#refcounts
+    await this.#refcounts.makeBlocksFor(this.#wrong.keys())
+    for (const [cluster, should] of this.#wrong) {
+      const block = await this.#refcounts.load(Math.floor(cluster / perBlock))
+      if (this.#refcounts.get(block, cluster % perBlock) > should) leaks++
+      else corruptions++
+      this.#refcounts.set(block, cluster % perBlock, Math.min(should, max))
+    }
+    for (const l1Index of this.#wrongL1) {
+      const at = l1Index * 8
+      this.#mapping.l1.setUint32(at, (this.#mapping.l1.getUint32(at) ^ COPIED_HIGH) >>> 0)
+      this.#mapping.dirtyL1.add(l1Index)
+      corruptions++
+    }
+    for (const [l1Index, entries] of this.#wrongL2) {
+      const table = this.#mapping.tables.get(l1Index) ?? (await this.#mapping.load(l1Index))
+      for (const i of entries) table.set(i, (table.high(i) ^ COPIED_HIGH) >>> 0, table.low(i))
+      this.#mapping.tables.soil(table)
+      corruptions += entries.length
+    }
+    return { leaks, corruptions }
+  }
+}

@@ -1,0 +1,205 @@
+// Puts what is in memory on the disk, in an order that leaves nothing wrong at any moment: a count is never lower than the number
+// of references, and nothing refers to what is not there yet.
+//
+//   1  reference counts that were raised, tables that nothing refers to yet, and the guest's data     flush
+//   2  entries of L2 tables, of the L1 table, and of the refcount table for the blocks made ahead      flush
+//   3  in memory: clusters that nothing refers to any more are free, and lower counts go with the next commit
+//
+// Only if a block that was not linked ahead of need describes what step 2 refers to, it is linked in between, with a flush of
+// its own. What is taken is taken at one moment: later changes are the next commit's. If a step fails, everything that was
+// taken counts as unwritten again, so the whole can be tried again; the disk has at most leaks.
+
+import type { Header } from './header.ts'
+import { writeU64 } from './layout.ts'
+import type { Mapping } from './mapping.ts'
+import type { Metadata } from './metadata.ts'
+import type { Readers } from './readers.ts'
+import type { Refcounts } from './refcounts.ts'
+import type { Dirty, Table } from './table.ts'
+
+/** Everything that one commit writes. */
+interface Taken {
+  counts: { table: Table; dirty: Dirty }[]
+  /** Blocks that the refcount table on the disk does not refer to. */
+  blocks: Table[]
+  /** L2 tables that nothing on the disk refers to, and others. */
+  madeTables: { table: Table; dirty: Dirty }[]
+  tables: { table: Table; dirty: Dirty }[]
+  l1: number[]
+  freed: number[]
+}
+
+export class Committer {
+  readonly #metadata: Metadata
+  readonly #refcounts: Refcounts
+  readonly #mapping: Mapping
+  readonly #header: Header
+  readonly #readers: Readers
+  #running: Promise<void> = Promise.resolve()
+  #next: Promise<void> | null = null
+  #freeing: Promise<unknown> = Promise.resolve()
+  /** Counts stay in memory until the image is closed: the header says that they are not to be believed. */
+  lazy = false
+
+  constructor(metadata: Metadata, refcounts: Refcounts, mapping: Mapping, header: Header, readers: Readers) {
+    this.#metadata = metadata
+    this.#refcounts = refcounts
+    this.#mapping = mapping
+    this.#header = header
+    this.#readers = readers
+    refcounts.withoutCommits = (run) =>
+      this.#alone(async () => {
+        do {
+          await this.#commit(false)
+        } while (mapping.dirtyL1.size > 0)
+        await run()
+      })
+  }
+
+  /** Whether the disk lacks anything but the guest's data. */
+  get dirty(): boolean {
+    const { blocks } = this.#refcounts
+    const { tables, dirtyL1, freed } = this.#mapping
+    return blocks.dirty.size + tables.dirty.size + dirtyL1.size + freed.length > 0
+  }
+
+  /** Tables that are in memory only. */
+  get dirtyTables(): number {
+    return this.#refcounts.blocks.dirty.size + this.#mapping.tables.dirty.size
+  }
+
+  /** Everything that has been written and mapped before the call is on stable storage. Callers that wait share one. */
+  commit(): Promise<void> {
+    this.#next ??= this.#alone(() => {
+      this.#next = null
+      return this.#commit(this.lazy)
+    })
+    return this.#next
+  }
+
+  /** The last one: reference counts included, and those that are lower now. */
+  async finish(): Promise<void> {
+    this.lazy = false
+    do {
+      await this.commit()
+      await this.#freeing
+    } while (this.dirty)
+  }
+
+  #alone(run: () => Promise<void>): Promise<void> {
+    const turn = this.#running.then(run)
+    this.#running = turn.catch(() => undefined)
+    return turn
+  }
+
+  async #commit(lazy: boolean): Promise<void> {
+    const { host } = this.#metadata
+    const taken = this.#take(lazy)
+    try {
+      const unlinked = taken.blocks
+      await this.#write([...taken.counts, ...taken.madeTables])
+      await host.flush()
+      if (!lazy && unlinked.some((block) => block.needed)) {
+        await this.#link(unlinked)
+        await host.flush()
+        for (const block of unlinked) block.linked = true
+      }
+      const isMore = taken.tables.length + taken.l1.length > 0 || unlinked.some((block) => !block.linked)
+      if (isMore) {
+        await Promise.all([this.#write(taken.tables), this.#writeL1(taken.l1), lazy ? null : this.#link(unlinked)])
+        await host.flush()
+      }
+      if (!lazy) for (const block of unlinked) block.linked = true
+      for (const { table } of taken.madeTables) table.linked = true
+    } catch (error) {
+      this.#giveBack(taken)
+      throw error
+    }
+    this.#clean(taken)
+    if (taken.freed.length > 0) this.#free(taken.freed)
+  }
+
+  /** Nothing on the disk refers to these clusters: they are free when nobody reads them any more. */
+  #free(clusters: readonly number[]): void {
+    const gone = new Promise<void>((resolve) => {
+      this.#readers.whenGone(resolve)
+    })
+    const freeing = Promise.all([this.#freeing, gone]).then(() => this.#refcounts.release(clusters))
+    this.#freeing = freeing.catch(() => undefined)
+  }
+
+  #take(lazy: boolean): Taken {
+    const { unit } = this.#metadata
+    const { tables, dirtyL1 } = this.#mapping
+    const taken: Taken = {
+      counts: [],
+      blocks: [],
+      madeTables: [],
+      tables: [],
+      l1: [...dirtyL1],
+      freed: this.#mapping.freed,
+    }
+    this.#mapping.freed = []
+    dirtyL1.clear()
+    if (!lazy) {
+      for (const table of this.#refcounts.blocks.dirty) {
+        if (table.dirty) taken.counts.push({ table, dirty: table.take(unit) })
+        if (!table.linked) taken.blocks.push(table)
+      }
+    }
+    for (const table of tables.dirty) {
+      if (!table.dirty) continue
+      const list = table.linked ? taken.tables : taken.madeTables
+      list.push({ table, dirty: table.take(unit) })
+    }
+    return taken
+  }
+
+  #giveBack(taken: Taken): void {
+    for (const { table, dirty } of [...taken.counts, ...taken.madeTables, ...taken.tables]) table.giveBack(dirty)
+    for (const l1Index of taken.l1) this.#mapping.dirtyL1.add(l1Index)
+    this.#mapping.freed = taken.freed.concat(this.#mapping.freed)
+  }
+
+  #clean(taken: Taken): void {
+    for (const { table } of taken.counts) this.#refcounts.blocks.clean(table)
+    for (const table of taken.blocks) this.#refcounts.blocks.clean(table)
+    for (const { table } of taken.madeTables) this.#mapping.tables.clean(table)
+    for (const { table } of taken.tables) this.#mapping.tables.clean(table)
+    // A table that was made and has not been changed since is linked by its L1 entry alone.
+    for (const l1Index of taken.l1) {
+      const table = this.#mapping.tables.get(l1Index)
+      if (table === undefined) continue
+      table.linked = true
+      this.#mapping.tables.clean(table)
+    }
+  }
+
+  async #write(list: readonly { dirty: Dirty }[]): Promise<void> {
+    await Promise.all(list.map(({ dirty }) => this.#metadata.write(dirty.offset, dirty.bytes)))
+  }
+
+  /** Entries of the L1 table, in whole units. */
+  async #writeL1(entries: readonly number[]): Promise<void> {
+    const { l1 } = this.#mapping
+    const { unit } = this.#metadata
+    const units = new Set(entries.map((entry) => Math.floor((entry * 8) / unit)))
+    const all = Buffer.from(l1.buffer, l1.byteOffset, l1.byteLength)
+    const writes = [...units].map((index) => {
+      const part = all.subarray(index * unit, (index + 1) * unit)
+      return this.#metadata.write(this.#header.l1Offset + index * unit, Buffer.from(part))
+    })
+    await Promise.all(writes)
+  }
+
+  async #link(blocks: readonly Table[]): Promise<void> {
+    const writes = blocks
+      .filter((block) => !block.linked)
+      .map(({ index, offset }) => {
+        const entry = Buffer.alloc(8)
+        writeU64(entry, offset, 0)
+        return this.#metadata.write(this.#header.refcountOffset + index * 8, entry)
+      })
+    await Promise.all(writes)
+  }
+}

@@ -1,0 +1,329 @@
+// An open qcow2 image, as the device above sees it: puts the parts together and answers what it is asked. Where bytes lie is
+// mapping.ts; who has which cluster refcounts.ts; the order on the disk commit.ts.
+
+import { constants } from 'node:os'
+import { BlockError } from '../../errors.ts'
+import type { CheckResult, FormatBacking, FormatHost, FormatImage, FormatOptions, Range } from '../driver.ts'
+import { checkImage } from './check.ts'
+import { Committer } from './commit.ts'
+import { Decompressor } from './compressed.ts'
+import { Emptying } from './empty.ts'
+import { type Header, readHeader } from './header.ts'
+import { COMPATIBLE, FIELD, INCOMPATIBLE, L1_BYTES_MAX, unsupported, writeU64 } from './layout.ts'
+import { Mapping } from './mapping.ts'
+import { Metadata } from './metadata.ts'
+import { Reading } from './read.ts'
+import { Readers } from './readers.ts'
+import { Refcounts } from './refcounts.ts'
+import { readSnapshots } from './snapshots.ts'
+import { Writing } from './write.ts'
+
+const { EOPNOTSUPP, EROFS } = constants.errno
+
+/** The longest gap that is filled. Longer ones cost more than a submission. */
+const GAP_MAX = 64 << 10
+
+/** Reads what must be known of an image. */
+export async function openImage(host: FormatHost, options: FormatOptions): Promise<Qcow2Image> {
+  const header = await readHeader(host)
+  const { path } = host
+  if (header.backingName !== null && options.backing === undefined) {
+    const what = `it names a backing file, ${JSON.stringify(header.backingName)}, which is not followed: say with the option \`backing\` what lies below it, or null`
+    throw unsupported(path, what)
+  }
+  if (!options.readOnly && (header.incompatible & INCOMPATIBLE.corrupt) !== 0) {
+    throw unsupported(path, 'the image is marked as corrupt; it can be opened with readOnly: true')
+  }
+  const metadata = new Metadata(host, header.clusterSize)
+  const l1 = await metadata.read(header.l1Offset, header.l1Size * 8)
+  const table = await metadata.read(header.refcountOffset, header.refcountClusters * header.clusterSize)
+  const growable = options.readOnly || (await isGrowable(host))
+  const refcounts = new Refcounts(metadata, header, table, growable)
+  const image = new Qcow2Image(metadata, header, refcounts, l1, options)
+  if (!options.readOnly) await image.claimTables()
+  return image
+}
+
+/** Whether the host is a file: setting it to the size that it has changes nothing. */
+async function isGrowable(host: FormatHost): Promise<boolean> {
+  try {
+    await host.truncate(host.size)
+    return true
+  } catch (error) {
+    if (error instanceof BlockError && error.code === 'EOPNOTSUPP') return false
+    throw error
+  }
+}
+
+export class Qcow2Image implements FormatImage {
+  readonly clusterSize: number
+  readonly metadata: Metadata
+  readonly #host: FormatHost
+  readonly #header: Header
+  readonly #refcounts: Refcounts
+  readonly #mapping: Mapping
+  readonly #reading: Reading
+  readonly #writing: Writing
+  readonly #emptying: Emptying
+  readonly #committer: Committer
+  readonly #backing: FormatBacking | null
+  readonly #readOnly: boolean
+  /** Whether the header tells that we write; a promise while it is being told. */
+  #begun: boolean | Promise<void> = false
+  /** The size of the host when it was opened: what we made longer we make shorter again. */
+  readonly #hostSize: number
+
+  constructor(metadata: Metadata, header: Header, refcounts: Refcounts, l1: Buffer, options: FormatOptions) {
+    this.metadata = metadata
+    this.clusterSize = header.clusterSize
+    this.#host = metadata.host
+    this.#hostSize = metadata.host.size
+    this.#header = header
+    this.#refcounts = refcounts
+    this.#readOnly = options.readOnly
+    this.#backing = options.backing ?? null
+    const readers = new Readers()
+    this.#mapping = new Mapping(metadata, refcounts, header, l1)
+    const decompressor = new Decompressor(metadata, header)
+    this.#reading = new Reading(metadata, this.#mapping, decompressor, this.#backing, readers)
+    this.#committer = new Committer(metadata, refcounts, this.#mapping, header, readers)
+    this.#writing = new Writing(metadata, this.#mapping, refcounts, this.#reading, this.#committer)
+    this.#emptying = new Emptying(header, this.#mapping, this.#reading, this.#writing)
+  }
+
+  get size(): number {
+    return this.#header.size
+  }
+
+  /** Enters where all tables lie, so that nothing of the guest is ever written there. */
+  async claimTables(): Promise<void> {
+    const { snapshotCount, snapshotOffset, bitmaps, clusterSize } = this.#header
+    const { metadata } = this
+    metadata.claim(0, clusterSize)
+    let wrong = this.#refcounts.claimTables()
+    wrong = this.#mapping.claimTables() ?? wrong
+    if (snapshotCount > 0) {
+      const { snapshots, length } = await readSnapshots(metadata, this.#header)
+      if (metadata.claim(snapshotOffset, length)) wrong ??= 'its table of snapshots lies in another table'
+      for (const { l1Offset, l1Size } of snapshots) {
+        if (l1Size > 0 && metadata.claim(l1Offset, l1Size * 8))
+          wrong ??= 'the L1 table of a snapshot lies in another table'
+      }
+    }
+    if (bitmaps !== null && metadata.claim(bitmaps.offset, bitmaps.length)) {
+      wrong ??= 'its directory of bitmaps lies in another table'
+    }
+    if (wrong !== null) metadata.fail(wrong)
+  }
+
+  prepare(ranges: readonly Range[]): Promise<void> | undefined {
+    const { coverage, tables } = this.#mapping
+    let loading: Promise<unknown>[] | null = null
+    for (const { offset, length } of ranges) {
+      if (length === 0) continue
+      const last = Math.floor((offset + length - 1) / coverage)
+      for (let l1Index = Math.floor(offset / coverage); l1Index <= last; l1Index++) {
+        if (tables.get(l1Index) !== undefined) continue
+        try {
+          if (this.#mapping.tableOffset(l1Index) === 0) continue
+        } catch {
+          // The run meets it again, and fails.
+          continue
+        }
+        loading ??= []
+        loading.push(this.#mapping.load(l1Index))
+      }
+    }
+    return loading === null ? undefined : Promise.all(loading).then(() => undefined)
+  }
+
+  allocates({ offset, length }: Range): Range | null {
+    const { coverage } = this.#mapping
+    const size = this.clusterSize
+    let first = -1
+    let last = -1
+    for (let place = offset - (offset % size); place < offset + length; place += size) {
+      if (this.#isOwn(Math.floor(place / coverage), Math.floor((place % coverage) / size))) continue
+      if (first < 0) first = place
+      last = place
+    }
+    return first < 0 ? null : { offset: first, length: last + size - first }
+  }
+
+  /** Whether a cluster may be written in place, as far as can be told without waiting. */
+  #isOwn(l1Index: number, i: number): boolean {
+    const table = this.#mapping.tables.get(l1Index)
+    if (table === undefined) return false
+    try {
+      return this.#mapping.inPlace(table, i) >= 0
+    } catch {
+      return false
+    }
+  }
+
+  /** Only inside of one cluster: between two of them nothing would have to be written. */
+  mergeRequests(run: Range, next: Range): boolean {
+    const { coverage } = this.#mapping
+    const size = this.clusterSize
+    const end = run.offset + run.length
+    const place = next.offset - (next.offset % size)
+    if (place >= end || next.offset - end > GAP_MAX) return false
+    const l1Index = Math.floor(place / coverage)
+    const table = this.#mapping.tables.get(l1Index)
+    try {
+      if (table === undefined) return this.#mapping.tableOffset(l1Index) === 0 && !this.#reading.isBacked(place)
+      return this.#writing.mayFill(table, Math.floor((place % coverage) / size), place)
+    } catch {
+      return false
+    }
+  }
+
+  read(offset: number, into: readonly Uint8Array[]): Promise<void> {
+    return this.#reading.read(offset, into)
+  }
+
+  async write(offset: number, data: readonly Uint8Array[], { fua }: { readonly fua: boolean }): Promise<void> {
+    if (this.#begun !== true) await this.#begin()
+    await this.#writing.write(offset, data)
+    if (fua) await this.#committer.commit()
+  }
+
+  async flush(): Promise<void> {
+    await this.#committer.commit()
+  }
+
+  async discard(offset: number, length: number): Promise<void> {
+    await this.#begin()
+    await this.#emptying.discard(offset, length)
+  }
+
+  async writeZeroes(offset: number, length: number, { unmap }: { readonly unmap: boolean }): Promise<void> {
+    await this.#begin()
+    await this.#emptying.writeZeroes(offset, length, unmap)
+  }
+
+  async truncate(size: number): Promise<void> {
+    await this.#begin()
+    const before = this.#header.size
+    if (size < before) throw this.#refuse(EOPNOTSUPP, 'ftruncate', 'a qcow2 image can only be made larger')
+    if (size % 512 !== 0) throw this.#refuse(EOPNOTSUPP, 'ftruncate', 'the size of a qcow2 image is a multiple of 512')
+    const entries = Math.ceil(size / this.#mapping.coverage)
+    if (entries * 8 > L1_BYTES_MAX) throw this.#refuse(EOPNOTSUPP, 'ftruncate', 'too large for clusters of this size')
+    if (entries > this.#header.l1Size) await this.#growL1(entries)
+    const { clusterSize } = this
+    // What lies below, and what an old cluster holds behind the former end, must not show.
+    this.#header.size = size
+    const end = Math.ceil(before / clusterSize) * clusterSize
+    const below = Math.min(size, Math.max(end, this.#backing?.size ?? 0))
+    try {
+      if (below > before) await this.#emptying.writeZeroes(before, Math.min(below, size) - before, false)
+      await this.#committer.commit()
+      const field = Buffer.alloc(8)
+      writeU64(field, size, 0)
+      await this.metadata.write(FIELD.size, field)
+      await this.#host.flush()
+    } catch (error) {
+      this.#header.size = before
+      throw error
+    }
+  }
+
+  /** A longer L1 table, elsewhere; one write of the header switches to it. */
+  async #growL1(entries: number): Promise<void> {
+    const { l1Offset, l1Size } = this.#header
+    const clusters = Math.ceil((entries * 8) / this.clusterSize)
+    const { first } = await this.#refcounts.allocateAtEnd(clusters)
+    const offset = first * this.clusterSize
+    const taken = Array.from({ length: clusters }, (_, n) => first + n)
+    try {
+      // The counts are on the disk when this runs, and every entry of the table is.
+      await this.#refcounts.withoutCommits(async () => {
+        const l1 = this.#host.alloc(clusters * this.clusterSize)
+        const old = this.#mapping.l1
+        l1.set(new Uint8Array(old.buffer, old.byteOffset, old.byteLength))
+        const written = Buffer.from(l1)
+        this.#mapping.l1 = new DataView(l1.buffer, l1.byteOffset, entries * 8)
+        await this.metadata.write(offset, written)
+        await this.#host.flush()
+        const fields = Buffer.alloc(12)
+        fields.writeUInt32BE(entries, 0)
+        writeU64(fields, offset, 4)
+        await this.metadata.switchHeader(FIELD.l1Size, fields)
+        this.#header.l1Offset = offset
+        this.#header.l1Size = entries
+      })
+    } catch (error) {
+      if (this.metadata.failure === null) await this.#refcounts.release(taken).catch(() => undefined)
+      throw error
+    }
+    this.metadata.claim(offset, clusters * this.clusterSize)
+    this.metadata.disclaim(l1Offset, l1Size * 8)
+    const freed = Math.ceil((l1Size * 8) / this.clusterSize)
+    await this.#refcounts.release(Array.from({ length: freed }, (_, n) => l1Offset / this.clusterSize + n))
+  }
+
+  async check({ repair }: { readonly repair: boolean }): Promise<CheckResult> {
+    if (!this.#readOnly && this.#begun === true) await this.#committer.finish()
+    const mend = repair ? (): Promise<void> => this.#committer.finish() : null
+    const result = await checkImage(this.metadata, this.#header, this.#mapping, this.#refcounts, mend)
+    if (!repair || result.leaks + result.corruptions + result.checkErrors > 0) return result
+    if ((this.#header.incompatible & INCOMPATIBLE.dirty) !== 0) await this.#setIncompatible(0)
+    this.metadata.heal()
+    return result
+  }
+
+  async close(): Promise<void> {
+    if (this.#readOnly || this.#begun === false) return
+    this.metadata.assertSound()
+    await this.#committer.finish()
+    if ((this.#header.incompatible & INCOMPATIBLE.dirty) !== 0) await this.#setIncompatible(0)
+    const end = Math.max(this.#hostSize, this.#refcounts.end * this.clusterSize)
+    if (this.#host.size > end) await this.#host.truncate(end)
+  }
+
+  /** Before the first change: the header must not promise what we don't keep, and must tell what we put off. */
+  async #begin(): Promise<void> {
+    if (this.#begun === true) return
+    this.metadata.assertSound()
+    if ((this.#header.incompatible & INCOMPATIBLE.dirty) !== 0) {
+      const reason =
+        'the image was not closed and its reference counts may be wrong (dirty): check({ repair: true }) sets them right'
+      throw this.#refuse(EROFS, 'write', reason)
+    }
+    if (this.#begun === false) {
+      this.#begun = this.#tellBegin().then(
+        () => {
+          this.#begun = true
+        },
+        (error: unknown) => {
+          this.#begun = false
+          throw error
+        },
+      )
+    }
+    await this.#begun
+  }
+
+  async #tellBegin(): Promise<void> {
+    const isLazy = (this.#header.compatible & COMPATIBLE.lazyRefcounts) !== 0
+    // Features that are cleared by whoever does not know them: nothing in this image is kept up for them.
+    if (this.#header.hasAutoclear) await this.metadata.write(FIELD.autoclear, Buffer.alloc(8))
+    this.#header.bitmaps = null
+    if (isLazy) await this.#setIncompatible(INCOMPATIBLE.dirty)
+    else if (this.#header.hasAutoclear) await this.#host.flush()
+    this.#committer.lazy = isLazy
+  }
+
+  async #setIncompatible(dirty: number): Promise<void> {
+    const bits = (this.#header.incompatible & ~INCOMPATIBLE.dirty) | dirty
+    const field = Buffer.alloc(8)
+    field.writeUInt32BE(bits, 4)
+    await this.metadata.write(FIELD.incompatible, field)
+    await this.#host.flush()
+    this.#header.incompatible = bits
+  }
+
+  #refuse(errno: number, syscall: string, reason: string): BlockError {
+    return new BlockError(errno, { syscall, path: this.#host.path, reason })
+  }
+}
