@@ -25,7 +25,9 @@ interface Taken {
   /** L2 tables that nothing on the disk refers to, and others. */
   madeTables: { table: Table; dirty: Dirty }[]
   tables: { table: Table; dirty: Dirty }[]
+  /** Entries of the L1 table, and the parts of it that hold them. */
   l1: number[]
+  l1Parts: Dirty[]
   freed: number[]
 }
 
@@ -96,21 +98,23 @@ export class Committer {
     const { host } = this.#metadata
     const taken = this.#take(lazy)
     try {
-      const unlinked = taken.blocks
       await this.#write([...taken.counts, ...taken.madeTables])
       await host.flush()
-      if (!lazy && unlinked.some((block) => block.needed)) {
-        await this.#link(unlinked)
-        await host.flush()
-        for (const block of unlinked) block.linked = true
-      }
-      const isMore = taken.tables.length + taken.l1.length > 0 || unlinked.some((block) => !block.linked)
-      if (isMore) {
-        await Promise.all([this.#write(taken.tables), this.#writeL1(taken.l1), lazy ? null : this.#link(unlinked)])
-        await host.flush()
-      }
-      if (!lazy) for (const block of unlinked) block.linked = true
+      // Whatever becomes of the entry that refers to it, what is added from here on goes with step 2.
       for (const { table } of taken.madeTables) table.linked = true
+      // The counts that step 2 relies on.
+      for (let blocks = this.#linkable(taken); blocks.some(({ needed }) => needed); blocks = this.#linkable(taken)) {
+        await this.#link(blocks)
+        await host.flush()
+        for (const block of blocks) block.linked = true
+      }
+      const ahead = this.#linkable(taken)
+      if (taken.tables.length + taken.l1.length + ahead.length > 0) {
+        const l1 = taken.l1Parts.map((dirty) => ({ dirty }))
+        await Promise.all([this.#write(taken.tables), this.#write(l1), this.#link(ahead)])
+        await host.flush()
+      }
+      for (const block of ahead) block.linked = true
     } catch (error) {
       this.#giveBack(taken)
       throw error
@@ -137,6 +141,7 @@ export class Committer {
       madeTables: [],
       tables: [],
       l1: [...dirtyL1],
+      l1Parts: this.#partsOfL1([...dirtyL1]),
       freed: this.#mapping.freed,
     }
     this.#mapping.freed = []
@@ -179,27 +184,34 @@ export class Committer {
     await Promise.all(list.map(({ dirty }) => this.#metadata.write(dirty.offset, dirty.bytes)))
   }
 
-  /** Entries of the L1 table, in whole units. */
-  async #writeL1(entries: readonly number[]): Promise<void> {
+  /** The parts of the L1 table that hold some entries, in whole units, as they are now. */
+  #partsOfL1(entries: readonly number[]): Dirty[] {
     const { l1 } = this.#mapping
     const { unit } = this.#metadata
-    const units = new Set(entries.map((entry) => Math.floor((entry * 8) / unit)))
     const all = Buffer.from(l1.buffer, l1.byteOffset, l1.byteLength)
-    const writes = [...units].map((index) => {
-      const part = all.subarray(index * unit, (index + 1) * unit)
-      return this.#metadata.write(this.#header.l1Offset + index * unit, Buffer.from(part))
+    const units = new Set(entries.map((entry) => Math.floor((entry * 8) / unit)))
+    return [...units].map((index) => ({
+      offset: this.#header.l1Offset + index * unit,
+      bytes: Buffer.from(all.subarray(index * unit, (index + 1) * unit)),
+    }))
+  }
+
+  /** Blocks that may be linked now: those whose own cluster is counted by one that is linked, or by themselves. */
+  #linkable({ blocks }: Taken): Table[] {
+    const { perBlock } = this.#refcounts
+    return blocks.filter((block) => {
+      if (block.linked) return false
+      const counter = Math.floor(block.offset / this.#metadata.clusterSize / perBlock)
+      return counter === block.index || this.#refcounts.blocks.get(counter)?.linked !== false
     })
-    await Promise.all(writes)
   }
 
   async #link(blocks: readonly Table[]): Promise<void> {
-    const writes = blocks
-      .filter((block) => !block.linked)
-      .map(({ index, offset }) => {
-        const entry = Buffer.alloc(8)
-        writeU64(entry, offset, 0)
-        return this.#metadata.write(this.#header.refcountOffset + index * 8, entry)
-      })
+    const writes = blocks.map(({ index, offset }) => {
+      const entry = Buffer.alloc(8)
+      writeU64(entry, offset, 0)
+      return this.#metadata.write(this.#header.refcountOffset + index * 8, entry)
+    })
     await Promise.all(writes)
   }
 }

@@ -28,7 +28,7 @@ const BLOCKS_MIN = 16
 const BLOCKS_MAX = 8192
 /** So much of the host is to be covered by blocks that are made ahead, by no more than so many of them. */
 const AHEAD_BYTES = 8 << 20
-const AHEAD_BLOCKS_MAX = 64
+const AHEAD_BLOCKS_MAX = 16
 /** A file grows by so much at once, in bytes: each growth is a system call that writes beyond it have to wait for. */
 const GROWTH_BYTES = 64 << 20
 
@@ -261,6 +261,7 @@ export class Refcounts {
       this.#cover(cluster + 1)
       const virgin = cluster >= this.#end
       this.set(block, i, 1)
+      block.needed = true
       this.#cursor = cluster + 1
       this.#end = Math.max(this.#end, cluster + 1)
       this.#make(index, cluster, virgin)
