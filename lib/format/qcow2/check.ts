@@ -22,7 +22,8 @@ import type { Refcounts } from './refcounts.ts'
 import { readSnapshots } from './snapshots.ts'
 import { Table } from './table.ts'
 
-const PAGE = 4096
+/** Small: references of a hostile image may lie far apart, each in a page of its own. */
+const PAGE = 128
 const READ_BYTES = 1 << 20
 
 /** References by cluster. A page is made when something in it is counted. */
@@ -143,8 +144,9 @@ class Check {
       for (let n = 0; n < entries; n++) {
         const [high, low] = [l1.readUInt32BE(n * 8), l1.readUInt32BE(n * 8 + 4)]
         const offset = offsetOf(high, low)
+        if (high === 0 && low === 0) continue
+        if (offset === 0 || (high & RESERVED_HIGH) !== 0 || (low & RESERVED_LOW) !== 0) this.#result.corruptions++
         if (offset === 0) continue
-        if ((high & RESERVED_HIGH) !== 0 || (low & RESERVED_LOW) !== 0) this.#result.corruptions++
         if (offset % this.#clusterSize !== 0 || offset >= this.#metadata.host.size) {
           this.#result.corruptions++
           continue
@@ -225,7 +227,8 @@ class Check {
     const { table, perBlock } = this.#refcounts
     const clusters = Math.ceil(this.#metadata.host.size / this.#clusterSize)
     let end = 0
-    for (let index = 0; index * perBlock < clusters; index++) {
+    const indexes = Math.max(table.length, Math.ceil(this.#counts.end / perBlock))
+    for (let index = 0; index < indexes && index * perBlock < clusters; index++) {
       const isThere = index < table.length && table[index]! !== 0
       const isUsed = index * perBlock < this.#counts.end
       if (!isThere && !isUsed) continue

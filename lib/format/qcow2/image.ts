@@ -106,6 +106,7 @@ export class Qcow2Image implements FormatImage {
       const { snapshots, length } = await readSnapshots(metadata, this.#header)
       if (metadata.claim(snapshotOffset, length)) wrong ??= 'its table of snapshots lies in another table'
       for (const { l1Offset, l1Size } of snapshots) {
+        if (wrong !== null) break
         if (l1Size > 0 && metadata.claim(l1Offset, l1Size * 8))
           wrong ??= 'the L1 table of a snapshot lies in another table'
       }

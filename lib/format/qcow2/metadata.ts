@@ -6,6 +6,9 @@ import { BlockError } from '../../errors.ts'
 import type { FormatHost } from '../driver.ts'
 import { corrupt } from './layout.ts'
 
+/** Clusters of tables that are kept track of: those of an image of many terabytes. */
+const TABLE_CLUSTERS_MAX = 8 << 20
+
 export class Metadata {
   readonly host: FormatHost
   readonly clusterSize: number
@@ -60,9 +63,11 @@ export class Metadata {
     this.bytes += bytes
   }
 
-  /** Enters bytes of the host as those of a table; returns whether another one has some of the same clusters. */
+  /** Enters bytes of the host as those of a table; returns whether another one has some of the same clusters,
+   * or there are more than anybody has. */
   claim(offset: number, length: number): boolean {
-    let meets = false
+    let meets = this.#tables.size + length / this.clusterSize > TABLE_CLUSTERS_MAX
+    if (meets) return true
     for (let cluster = Math.floor(offset / this.clusterSize); cluster * this.clusterSize < offset + length; cluster++) {
       if (this.#tables.has(cluster)) meets = true
       this.#tables.add(cluster)

@@ -1,0 +1,419 @@
+// Images that were made to do harm, or are damaged: refused with words, or treated as far as they make sense. Memory and time are
+// bounded, no path in them is opened, and where tables overlap nothing is written.
+//
+// The CVEs are those of QEMU's qcow2 driver, the other shapes those of its tests 060 and 080.
+
+import fs from 'node:fs'
+import { type BlockDevice, BlockError, create, open } from 'multiwrite'
+import { beforeAll, describe, expect, test } from 'vitest'
+import { failure, imageIn, inDirectory, randomOf } from './support/qcow2.ts'
+
+const long = process.env.MULTIWRITE_LONG !== undefined
+const seedsGiven = process.env.MULTIWRITE_SEED
+
+const CLUSTER = 4096
+const SIZE = 256 << 10
+
+/** Where the tables of the image lie that is spoilt. */
+interface Places {
+  l1: number
+  l2: number
+  refcountTable: number
+  block: number
+  data: number
+}
+
+let base: Buffer
+let places: Places
+
+const u64 = (bytes: Buffer, at: number): number => Number(bytes.readBigUInt64BE(at) & 0x00fffffffffffe00n)
+
+beforeAll(async () => {
+  await inDirectory(async (directory) => {
+    const image = imageIn(directory)
+    const disk = await create(image, { format: 'qcow2', size: SIZE, clusterSize: CLUSTER })
+    await disk.write(0, Buffer.alloc(20_000, 1))
+    await disk.write(100_000, Buffer.alloc(5000, 2))
+    await disk.close()
+    base = fs.readFileSync(image)
+    const l1 = u64(base, 40)
+    const l2 = u64(base, l1)
+    const refcountTable = u64(base, 48)
+    places = { l1, l2, refcountTable, block: u64(base, refcountTable), data: u64(base, l2) }
+  })
+})
+
+async function withImage(
+  spoil: (image: Buffer) => Buffer | undefined,
+  work: (image: string, bytes: Buffer) => Promise<void>,
+) {
+  await inDirectory(async (directory) => {
+    const copy = Buffer.from(base)
+    const bytes = spoil(copy) ?? copy
+    const image = imageIn(directory)
+    fs.writeFileSync(image, bytes)
+    await work(image, bytes)
+  })
+}
+
+type Spoil = (image: Buffer) => Buffer | undefined
+
+const set32 =
+  (at: number, value: number): Spoil =>
+  (image) => {
+    image.writeUInt32BE(value >>> 0, at)
+    return undefined
+  }
+const set64 =
+  (at: number, value: bigint): Spoil =>
+  (image) => {
+    image.writeBigUInt64BE(value, at)
+    return undefined
+  }
+
+const refused: [string, string, Spoil][] = [
+  ['it is empty', 'qcow2', () => Buffer.alloc(0)],
+  ['it is cut off inside the header', 'qcow2', (image) => image.subarray(0, 90)],
+  ['it begins otherwise', 'QFI', set32(0, 0x514649fa)],
+  ['version 1', 'version 1', set32(4, 1)],
+  ['version 4', 'version 4', set32(4, 4)],
+  ['CVE-2014-0144: clusters of one byte', 'clusters', set32(20, 0)],
+  ['CVE-2014-0144: clusters of 2^8 bytes', 'clusters', set32(20, 8)],
+  ['CVE-2014-0144: clusters of 2^22 bytes', 'clusters', set32(20, 22)],
+  ['CVE-2014-0144: clusters of 2^63 bytes', 'clusters', set32(20, 63)],
+  ['CVE-2014-0143: an L1 table of 2^32 - 1 entries', 'L1', set32(36, 0xffffffff)],
+  ['CVE-2014-0143: an L1 table of more than 32 MiB', 'L1', set32(36, (32 << 20) / 8 + 1)],
+  ['CVE-2014-0143: a size that overflows', 'size', set64(24, 0xffffffffffffffffn)],
+  ['CVE-2014-0143: a size that the L1 table can not describe', 'L1', set64(24, 1n << 40n)],
+  ['CVE-2014-0147: a refcount table past the end', 'refcount', set64(48, 1n << 62n)],
+  ['CVE-2014-0147: a refcount table at an odd place', 'refcount', set64(48, 4097n)],
+  ['CVE-2014-0147: a refcount table at 0', 'refcount', set64(48, 0n)],
+  ['a refcount table of no clusters', 'refcount', set32(56, 0)],
+  ['a refcount table of 2^32 - 1 clusters', 'refcount', set32(56, 0xffffffff)],
+  ['a refcount table of more than 8 MiB', 'refcount', set32(56, (8 << 20) / CLUSTER + 1)],
+  ['an L1 table at an odd place', 'L1', set64(40, 12345n)],
+  ['an L1 table past the end', 'L1', set64(40, 1n << 55n)],
+  ['CVE-2014-0145: 65537 snapshots', 'snapshots', set32(60, 65537)],
+  [
+    'CVE-2014-0146: snapshots past the end',
+    'snapshots',
+    (image) => {
+      image.writeUInt32BE(1, 60)
+      image.writeBigUInt64BE(1n << 50n, 64)
+      return undefined
+    },
+  ],
+  [
+    'CVE-2014-0145: a snapshot with too much extra data',
+    'extra',
+    (image) => {
+      image.writeUInt32BE(1, 60)
+      image.writeBigUInt64BE(BigInt(places.data), 64)
+      image.fill(0, places.data, places.data + 64)
+      image.writeUInt32BE(0xfffffff0, places.data + 36)
+      return undefined
+    },
+  ],
+  [
+    'CVE-2014-0143: a snapshot with an L1 table of 2^32 - 1 entries',
+    'L1',
+    (image) => {
+      image.writeUInt32BE(1, 60)
+      image.writeBigUInt64BE(BigInt(places.data), 64)
+      image.fill(0, places.data, places.data + 64)
+      image.writeUInt32BE(0xffffffff, places.data + 8)
+      return undefined
+    },
+  ],
+  ['encryption by AES', 'encryption', set32(32, 1)],
+  ['encryption by LUKS', 'encryption', set32(32, 2)],
+  ['unknown encryption', 'encryption', set32(32, 77)],
+  ['an external data file', 'external data file', set32(76, 4)],
+  ['extended L2 entries', 'extended L2', set32(76, 16)],
+  ['an unknown incompatible feature', 'bit 5', set32(76, 32)],
+  ['an unknown incompatible feature in the upper half', 'bit 63', set32(72, 0x80000000)],
+  [
+    'an unknown feature that has a name',
+    '"warp drive"',
+    (image) => {
+      image.writeUInt32BE(1 << 7, 76)
+      image.writeUInt32BE(0x6803f857, 112)
+      image.writeUInt32BE(48, 116)
+      image.fill(0, 120, 168)
+      image[121] = 7
+      image.write('warp drive', 122)
+      return undefined
+    },
+  ],
+  ['corrupt', 'corrupt', set32(76, 2)],
+  ['counts of 2^7 bits', 'reference counts', set32(96, 7)],
+  ['counts of 2^31 bits', 'reference counts', set32(96, 31)],
+  ['a header of no bytes', 'header', set32(100, 0)],
+  ['a header that is longer than a cluster', 'header', set32(100, CLUSTER + 8)],
+  ['a header of 2^32 - 1 bytes', 'header', set32(100, 0xffffffff)],
+  [
+    'an extension that is longer than the header',
+    'extension',
+    (image) => {
+      image.writeUInt32BE(0x12345678, 112)
+      image.writeUInt32BE(0x7fffffff, 116)
+      return undefined
+    },
+  ],
+  [
+    'compression that contradicts its bit',
+    'compression',
+    (image) => {
+      image[104] = 1
+      return undefined
+    },
+  ],
+  [
+    'unknown compression',
+    'compression',
+    (image) => {
+      image.writeUInt32BE(8, 76)
+      image[104] = 2
+      return undefined
+    },
+  ],
+  [
+    'a backing file',
+    '/etc/passwd',
+    (image) => {
+      image.writeBigUInt64BE(1000n, 8)
+      image.writeUInt32BE(11, 16)
+      image.write('/etc/passwd', 1000)
+      return undefined
+    },
+  ],
+  [
+    'a backing file by a protocol',
+    'json:',
+    (image) => {
+      image.writeBigUInt64BE(1000n, 8)
+      image.writeUInt32BE(38, 16)
+      image.write('json:{"driver":"file","filename":"/x"} ', 1000)
+      return undefined
+    },
+  ],
+  [
+    'the name of a backing file outside of the first cluster',
+    'backing file',
+    (image) => {
+      image.writeBigUInt64BE(4090n, 8)
+      image.writeUInt32BE(20, 16)
+      return undefined
+    },
+  ],
+  [
+    'the name of a backing file in the header',
+    'backing file',
+    (image) => {
+      image.writeBigUInt64BE(8n, 8)
+      image.writeUInt32BE(20, 16)
+      return undefined
+    },
+  ],
+  [
+    'the name of a backing file of 2^32 - 1 bytes',
+    'backing file',
+    (image) => {
+      image.writeBigUInt64BE(1000n, 8)
+      image.writeUInt32BE(0xffffffff, 16)
+      return undefined
+    },
+  ],
+]
+
+describe('refused, with nothing written', () => {
+  test.each(refused)('%s', async (_, words, spoil) => {
+    await withImage(spoil, async (image, bytes) => {
+      const error = await failure(open(image, { format: 'qcow2' }))
+      expect(error).toBeInstanceOf(BlockError)
+      expect((error as BlockError).message).toContain(words)
+      expect(fs.readFileSync(image).equals(bytes)).toBe(true)
+    })
+  })
+})
+
+test('an image is never taken for what it is not said to be', async () => {
+  await withImage(
+    () => undefined,
+    async (image) => {
+      const raw = await open(image)
+      expect(raw).toMatchObject({ format: 'raw', size: base.length })
+      await raw.close()
+    },
+  )
+})
+
+const COPIED = 1n << 63n
+
+/** Guest writes would go to a table, or a table lies in another one. */
+const overlaps: [string, () => Spoil][] = [
+  ['a cluster of the guest is the L1 table', () => set64(places.l2, COPIED | BigInt(places.l1))],
+  ['a cluster of the guest is its own L2 table', () => set64(places.l2, COPIED | BigInt(places.l2))],
+  ['a cluster of the guest is the refcount table', () => set64(places.l2, COPIED | BigInt(places.refcountTable))],
+  ['a cluster of the guest is a refcount block', () => set64(places.l2, COPIED | BigInt(places.block))],
+  ['a cluster of the guest lies past the end', () => set64(places.l2, COPIED | (1n << 50n))],
+  ['a cluster of the guest lies at an odd place', () => set64(places.l2, COPIED | BigInt(places.data + 512))],
+  ['an entry has bits that mean nothing', () => set64(places.l2, COPIED | (1n << 60n) | BigInt(places.data))],
+  ['an L2 table is the header', () => set64(places.l1, COPIED | 0n)],
+  ['an L2 table is the L1 table', () => set64(places.l1, COPIED | BigInt(places.l1))],
+  ['an L2 table is a refcount block', () => set64(places.l1, COPIED | BigInt(places.block))],
+  ['an L2 table lies past the end', () => set64(places.l1, COPIED | (1n << 50n))],
+  ['an L2 table lies at an odd place', () => set64(places.l1, COPIED | BigInt(places.l2 + 512))],
+  ['a refcount block is the header of another table', () => set64(places.refcountTable, BigInt(places.l1))],
+  ['a refcount block lies past the end', () => set64(places.refcountTable, 1n << 50n)],
+  ['a refcount block lies at an odd place', () => set64(places.refcountTable, BigInt(places.block + 512))],
+  ['the L1 table is the refcount table', () => set64(40, BigInt(places.refcountTable))],
+  [
+    'tables count as free',
+    () => (image) => {
+      image.fill(0, places.block, places.block + CLUSTER)
+      return undefined
+    },
+  ],
+]
+
+describe('tables that overlap', () => {
+  test.each(overlaps)('%s: writes are refused and tables stay as they are', async (_, spoil) => {
+    await withImage(spoil(), async (image, bytes) => {
+      const disk = await open(image, { format: 'qcow2' })
+      const results = [
+        await disk.write(0, Buffer.alloc(CLUSTER, 9)).catch((error: unknown) => error),
+        await disk.write(200_000, Buffer.alloc(CLUSTER, 9)).catch((error: unknown) => error),
+      ]
+      expect(results.some((result) => result instanceof BlockError)).toBe(true)
+      for (const result of results) if (result !== undefined) expect(result).toMatchObject({ code: 'EIO' })
+      await disk.read(150_000, Buffer.alloc(10)).catch((error: unknown) => expect(error).toBeInstanceOf(BlockError))
+      await disk.close().catch((error: unknown) => expect(error).toBeInstanceOf(BlockError))
+      const after = fs.readFileSync(image)
+      for (const [from, length] of [
+        [0, 112],
+        [places.l1, 8],
+        [places.l2, 64],
+        [places.refcountTable, 8],
+      ] as const) {
+        expect(after.subarray(from, from + length).equals(bytes.subarray(from, from + length))).toBe(true)
+      }
+      const found = await open(image, { format: 'qcow2', readOnly: true })
+      expect((await found.check()).corruptions).toBeGreaterThan(0)
+      await found.close()
+    })
+  })
+
+  test('compressed bytes that are none, or too many: only those who read them hear of it', async () => {
+    const place = 62 - (12 - 8)
+    await withImage(set64(places.l2, (1n << 62n) | (3n << BigInt(place)) | BigInt(places.data)), async (image) => {
+      const disk = await open(image, { format: 'qcow2', readOnly: true })
+      expect(await failure(disk.read(0, Buffer.alloc(100)))).toMatchObject({ code: 'EIO' })
+      await disk.read(CLUSTER, Buffer.alloc(100))
+      await disk.close()
+    })
+  })
+})
+
+/** Values that lie where mistakes are. */
+function nasty(random: () => number): bigint {
+  const pick = <T>(list: readonly T[]): T => list[Math.floor(random() * list.length)]!
+  const offset = BigInt(CLUSTER * Math.floor(random() * (base.length / CLUSTER + 2)))
+  return pick([
+    0n,
+    1n,
+    offset,
+    offset | COPIED,
+    offset | COPIED | 1n,
+    offset | 1n,
+    offset + 512n,
+    offset | (1n << 62n) | (BigInt(Math.floor(random() * 16)) << 58n),
+    0xffffffffffffffffn,
+    1n << BigInt(Math.floor(random() * 64)),
+    BigInt(Math.floor(random() * 2 ** 48)),
+    BigInt(Math.floor(random() * 256)),
+  ])
+}
+
+async function mutate(random: () => number): Promise<Buffer> {
+  const image = Buffer.from(base)
+  const { l1, l2, refcountTable, block } = places
+  for (let n = 1 + Math.floor(random() * 4); n > 0; n--) {
+    const kind = random()
+    const value = nasty(random)
+    if (kind < 0.35) {
+      const at = Math.floor(random() * 28) * 4
+      if (at < 8 && random() < 0.9) continue
+      if (random() < 0.5) image.writeUInt32BE(Number(value & 0xffffffffn), at)
+      else image.writeBigUInt64BE(value, at)
+    } else if (kind < 0.5) image.writeBigUInt64BE(value, l1)
+    else if (kind < 0.75) image.writeBigUInt64BE(value, l2 + 8 * Math.floor(random() * 64))
+    else if (kind < 0.85) image.writeBigUInt64BE(value, refcountTable + 8 * Math.floor(random() * 2))
+    else if (kind < 0.95) image.writeUInt16BE(Number(value & 0xffffn), block + 2 * Math.floor(random() * 40))
+    else image.writeUInt32BE(Number(value & 0xffffffffn), 112 + 4 * Math.floor(random() * 10))
+  }
+  return random() < 0.1 ? image.subarray(0, Math.floor(random() * image.length)) : image
+}
+
+async function abuse(disk: BlockDevice, random: () => number): Promise<void> {
+  const size = Math.min(disk.size, 1 << 20)
+  const at = (length: number): number => Math.floor(random() * Math.max(0, size - length))
+  const refuse = (error: unknown): void => {
+    if (!(error instanceof BlockError)) throw error
+  }
+  for (let n = 0; n < 12; n++) {
+    const length = Math.min(size, 1 + Math.floor(random() * 9000))
+    const kind = random()
+    if (kind < 0.3) await disk.read(at(length), Buffer.alloc(length)).catch(refuse)
+    else if (kind < 0.65) await disk.write(at(length), Buffer.alloc(length, n + 1)).catch(refuse)
+    else if (kind < 0.75) await disk.writeZeroes(at(length), length).catch(refuse)
+    else if (kind < 0.85) await disk.discard(at(length), length).catch(refuse)
+    else if (kind < 0.9) await disk.truncate(disk.size + 512 * Math.floor(random() * 100)).catch(refuse)
+    else if (kind < 0.95) await disk.flush().catch(refuse)
+    else await disk.check({ repair: random() < 0.5 }).catch(refuse)
+  }
+  await disk.check().catch(refuse)
+  await disk.close().catch(refuse)
+}
+
+test('images with random damage: no crash, no hang, bounded memory, and nothing is written to what is refused', {
+  timeout: 3_600_000,
+}, async () => {
+  const seeds =
+    seedsGiven === undefined ? Array.from({ length: long ? 20_000 : 400 }, (_, n) => n) : [Number(seedsGiven)]
+  let opened = 0
+  const heap = process.memoryUsage().rss
+  for (const seed of seeds) {
+    const random = randomOf(seed + 77)
+    const spoilt = await mutate(random)
+    await withImage(
+      () => spoilt,
+      async (image, bytes) => {
+        const readOnly = random() < 0.3
+        const options = { format: 'qcow2', readOnly, ...(random() < 0.5 ? { backing: null } : {}) } as const
+        const work = async (): Promise<void> => {
+          let disk: BlockDevice
+          try {
+            disk = await open(image, options)
+          } catch (error) {
+            if (!(error instanceof BlockError)) throw error
+            expect(fs.readFileSync(image).equals(bytes)).toBe(true)
+            return
+          }
+          opened++
+          await abuse(disk, random)
+          if (readOnly) expect(fs.readFileSync(image).equals(bytes)).toBe(true)
+          expect(fs.statSync(image).size).toBeLessThan(32 << 20)
+        }
+        const hang = new Promise<never>((_, reject) => {
+          setTimeout(() => reject(new Error('it hangs')), 20_000).unref()
+        })
+        await Promise.race([work(), hang]).catch((error: unknown) => {
+          throw new Error(`seed ${seed}`, { cause: error })
+        })
+      },
+    )
+  }
+  if (seedsGiven === undefined) expect(opened).toBeGreaterThan(seeds.length / 5)
+  expect(process.memoryUsage().rss - heap).toBeLessThan(512 << 20)
+})
