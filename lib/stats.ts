@@ -8,7 +8,7 @@ export interface Stats {
     /** Merged runs handed to the engine, each counted once. */
     submissions: number
     bytes: number
-    /** Zeros written between requests. */
+    /** Zeros between requests of one run. A format driver need not write them where it knows them to be there. */
     gapBytes: number
     /** Bytes of requests that were not written because a later request of the batch covers them. */
     overlapBytes: number

@@ -10,7 +10,7 @@ import type { Gate } from '../gate.ts'
 import { Isolation, mustIsolate } from '../isolation.ts'
 import type { Counters } from '../stats.ts'
 import type { Parent, Submission, SubmissionOwner } from '../submission.ts'
-import type { FormatImage } from './driver.ts'
+import type { FormatImage, Range } from './driver.ts'
 import type { Stage } from './stage.ts'
 
 const { EFAULT, EIO, ENOSPC } = constants.errno
@@ -134,7 +134,7 @@ export class DrivenQueue implements SubmissionQueue {
   #write(submission: Submission): Promise<void> {
     const { image, blocks } = this.#options
     if (submission.end > blocks.size) throw this.#error(submission.batch, -1, ENOSPC)
-    return image.write(submission.offset, piecesOf(submission), { fua: submission.fua })
+    return image.write(submission.offset, piecesOf(submission), { fua: submission.fua }, gapsOf(submission))
   }
 
   async #read(submission: Submission): Promise<void> {
@@ -265,6 +265,24 @@ function piecesOf(submission: Submission): Uint8Array[] {
   }
   return pieces
 }
+
+/** The gaps of a run that were filled. */
+function gapsOf({ plan, index, offset }: Submission): Range[] {
+  const { firstSegment, segmentUnit, segmentLength } = plan
+  let gaps: Range[] = NO_GAPS
+  let place = offset
+  for (let s = firstSegment[index]!; s < firstSegment[index + 1]!; s++) {
+    const length = segmentLength[s]!
+    if (segmentUnit[s]! < 0) {
+      if (gaps === NO_GAPS) gaps = []
+      gaps.push({ offset: place, length })
+    }
+    place += length
+  }
+  return gaps
+}
+
+const NO_GAPS: Range[] = []
 
 /** Copies what was read into the memory of everyone who asked for it. */
 function copyOut(submission: Submission, bytes: Uint8Array): void {

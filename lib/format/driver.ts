@@ -122,10 +122,18 @@ export interface FormatImage {
   /** Fills memory, wholly. */
   read(offset: number, into: readonly Uint8Array[]): Promise<void>
   /**
-   * Writes one merged run; filled gaps are among its pieces. With `fua` it is on stable storage, and found again, when the
-   * promise resolves. If it rejects, none of the gaps that were filled may show.
+   * Writes one merged run. If it rejects, none of the gaps that were filled may show.
+   *
+   * @param options `fua`: on stable storage, and found again, when the promise resolves
+   * @param gaps the gaps that were filled, ascending. Their zeros are among the data, so this may be ignored; where a gap holds
+   *   zeros already, they need not be written.
    */
-  write(offset: number, data: readonly Uint8Array[], options: { readonly fua: boolean }): Promise<void>
+  write(
+    offset: number,
+    data: readonly Uint8Array[],
+    options: { readonly fua: boolean },
+    gaps: readonly Range[],
+  ): Promise<void>
   /** What has been written is on stable storage, and found again. */
   flush(): Promise<void>
   discard?(offset: number, length: number): Promise<void>

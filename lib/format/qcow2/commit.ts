@@ -31,6 +31,13 @@ interface Taken {
   freed: number[]
 }
 
+/** Tables that wait for a commit; with more of them one is made though nobody asks. */
+const DIRTY_TABLES_MAX = 64
+/** The same for reference counts that are put off. */
+const LAZY_BLOCKS_MAX = 1024
+/** Clusters that wait for one, to be free. */
+const FREED_MAX = 1 << 16
+
 export class Committer {
   readonly #metadata: Metadata
   readonly #refcounts: Refcounts
@@ -65,16 +72,18 @@ export class Committer {
     return blocks.dirty.size + tables.dirty.size + dirtyL1.size + freed.length > 0
   }
 
-  /** Tables that are in memory only. */
-  get dirtyTables(): number {
-    return this.#refcounts.blocks.dirty.size + this.#mapping.tables.dirty.size
+  /** How much is in memory only: more than 1 is much, and more than 4 too much to go on. */
+  get pressure(): number {
+    const { blocks } = this.#refcounts
+    const counts = this.lazy ? blocks.dirty.size / LAZY_BLOCKS_MAX : blocks.dirty.size / DIRTY_TABLES_MAX
+    return counts + this.#mapping.tables.dirty.size / DIRTY_TABLES_MAX + this.#mapping.freed.length / FREED_MAX
   }
 
   /** Everything that has been written and mapped before the call is on stable storage. Callers that wait share one. */
   commit(): Promise<void> {
     this.#next ??= this.#alone(() => {
       this.#next = null
-      return this.#commit(this.lazy)
+      return this.#commit(this.lazy && this.#refcounts.blocks.dirty.size < LAZY_BLOCKS_MAX)
     })
     return this.#next
   }

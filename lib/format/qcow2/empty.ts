@@ -46,7 +46,7 @@ export class Emptying {
     await this.#eachCluster(start, stop, (table, i, place) => {
       const kind = this.#mapping.kindOf(table, i)
       if (kind === Kind.none || (kind === Kind.zero && this.#mapping.hostOf(table, i) === 0)) return true
-      if (!this.#reading.isBacked(place)) this.#mapping.unmap(table, i, false)
+      if (!this.#reading.mayBeBacked(place)) this.#mapping.unmap(table, i, false)
       // Without the flag what lies below would show: version 2 keeps the cluster.
       else if (this.#header.version === 3) this.#mapping.unmap(table, i, true)
       return true
@@ -57,8 +57,9 @@ export class Emptying {
   #zero(table: Table, i: number, place: number, unmap: boolean): boolean {
     const kind = this.#mapping.kindOf(table, i)
     const isAllocated = kind === Kind.compressed || this.#mapping.hostOf(table, i) !== 0
-    if (this.#reading.readsZeros(table, i, place) && !(unmap && isAllocated)) return true
-    const isBacked = this.#reading.isBacked(place)
+    const isBacked = this.#reading.mayBeBacked(place)
+    const isZero = kind === Kind.zero || (kind === Kind.none && !isBacked)
+    if (isZero && !(unmap && isAllocated)) return true
     if (this.#header.version === 2) {
       if (isBacked) return false
       this.#mapping.unmap(table, i, false)
@@ -83,7 +84,7 @@ export class Emptying {
       const l1Index = Math.floor(place / coverage)
       const next = Math.min(stop, (l1Index + 1) * coverage)
       // Where there is no table and nothing below, there is nothing to do.
-      if (this.#mapping.tableOffset(l1Index) === 0 && !this.#reading.isBacked(place)) {
+      if (this.#mapping.tableOffset(l1Index) === 0 && !this.#reading.mayBeBacked(place)) {
         place = next
         continue
       }
@@ -116,7 +117,7 @@ export class Emptying {
       const table = isThere ? (this.#mapping.tables.get(l1Index) ?? (await this.#mapping.load(l1Index))) : null
       const isZero =
         table === null
-          ? !this.#reading.isBacked(cluster)
+          ? !this.#reading.mayBeBacked(cluster)
           : this.#reading.readsZeros(table, Math.floor((place % coverage) / size), cluster)
       if (isZero || next - from >= ZEROS_AT_ONCE) {
         const stop = isZero ? place : next

@@ -70,6 +70,8 @@ export class Qcow2Image implements FormatImage {
   readonly #readOnly: boolean
   /** Whether the header tells that we write; a promise while it is being told. */
   #begun: boolean | Promise<void> = false
+  /** Whether the disk may have another size of the guest: a write of it has failed. */
+  #sizeIsUncertain = false
   /** The size of the host when it was opened: what we made longer we make shorter again. */
   readonly #hostSize: number
 
@@ -85,7 +87,14 @@ export class Qcow2Image implements FormatImage {
     const readers = new Readers()
     this.#mapping = new Mapping(metadata, refcounts, header, l1)
     const decompressor = new Decompressor(metadata, header)
-    this.#reading = new Reading(metadata, this.#mapping, decompressor, this.#backing, readers)
+    this.#reading = new Reading(
+      metadata,
+      this.#mapping,
+      decompressor,
+      this.#backing,
+      header.backingName !== null,
+      readers,
+    )
     this.#committer = new Committer(metadata, refcounts, this.#mapping, header, readers)
     this.#writing = new Writing(metadata, this.#mapping, refcounts, this.#reading, this.#committer)
     this.#emptying = new Emptying(header, this.#mapping, this.#reading, this.#writing)
@@ -183,9 +192,14 @@ export class Qcow2Image implements FormatImage {
     return this.#reading.read(offset, into)
   }
 
-  async write(offset: number, data: readonly Uint8Array[], { fua }: { readonly fua: boolean }): Promise<void> {
+  async write(
+    offset: number,
+    data: readonly Uint8Array[],
+    { fua }: { readonly fua: boolean },
+    gaps: readonly Range[],
+  ): Promise<void> {
     if (this.#begun !== true) await this.#begin()
-    await this.#writing.write(offset, data)
+    await this.#writing.write(offset, data, gaps)
     if (fua) await this.#committer.commit()
   }
 
@@ -207,6 +221,13 @@ export class Qcow2Image implements FormatImage {
     await this.#begin()
     const before = this.#header.size
     if (size < before) throw this.#refuse(EOPNOTSUPP, 'ftruncate', 'a qcow2 image can only be made larger')
+    if (this.#header.version === 2 && this.#header.snapshotCount > 0) {
+      throw this.#refuse(
+        EOPNOTSUPP,
+        'ftruncate',
+        'snapshots of a version 2 image do not know their size, so it can not change',
+      )
+    }
     if (size % 512 !== 0) throw this.#refuse(EOPNOTSUPP, 'ftruncate', 'the size of a qcow2 image is a multiple of 512')
     const entries = Math.ceil(size / this.#mapping.coverage)
     if (entries * 8 > L1_BYTES_MAX) throw this.#refuse(EOPNOTSUPP, 'ftruncate', 'too large for clusters of this size')
@@ -219,14 +240,20 @@ export class Qcow2Image implements FormatImage {
     try {
       if (below > before) await this.#emptying.writeZeroes(before, Math.min(below, size) - before, false)
       await this.#committer.commit()
-      const field = Buffer.alloc(8)
-      writeU64(field, size, 0)
-      await this.metadata.write(FIELD.size, field)
-      await this.#host.flush()
+      await this.#writeSize()
     } catch (error) {
       this.#header.size = before
       throw error
     }
+  }
+
+  async #writeSize(): Promise<void> {
+    const field = Buffer.alloc(8)
+    writeU64(field, this.#header.size, 0)
+    this.#sizeIsUncertain = true
+    await this.metadata.write(FIELD.size, field)
+    await this.#host.flush()
+    this.#sizeIsUncertain = false
   }
 
   /** A longer L1 table, elsewhere; one write of the header switches to it. */
@@ -277,6 +304,7 @@ export class Qcow2Image implements FormatImage {
     if (this.#readOnly || this.#begun === false) return
     this.metadata.assertSound()
     await this.#committer.finish()
+    if (this.#sizeIsUncertain) await this.#writeSize()
     if ((this.#header.incompatible & INCOMPATIBLE.dirty) !== 0) await this.#setIncompatible(0)
     const end = Math.max(this.#hostSize, this.#refcounts.end * this.clusterSize)
     if (this.#host.size > end) await this.#host.truncate(end)

@@ -13,6 +13,8 @@ export class Reading {
   readonly #mapping: Mapping
   readonly #decompressor: Decompressor
   readonly #backing: FormatBacking | null
+  /** Whether the image names something that lies below it. */
+  readonly #names: boolean
   readonly #readers: Readers
   readonly #clusterSize: number
 
@@ -21,12 +23,14 @@ export class Reading {
     mapping: Mapping,
     decompressor: Decompressor,
     backing: FormatBacking | null,
+    names: boolean,
     readers: Readers,
   ) {
     this.#metadata = metadata
     this.#mapping = mapping
     this.#decompressor = decompressor
     this.#backing = backing
+    this.#names = names
     this.#readers = readers
     this.#clusterSize = mapping.clusterSize
   }
@@ -34,6 +38,11 @@ export class Reading {
   /** Whether something below the image has bytes from this place on. */
   isBacked(offset: number): boolean {
     return this.#backing !== null && offset < this.#backing.size
+  }
+
+  /** The same, and also where the image names something below it that the caller has left out: it shows to others. */
+  mayBeBacked(offset: number): boolean {
+    return this.isBacked(offset) || (this.#backing === null && this.#names)
   }
 
   /** Whether a cluster reads as zeros without anything being read; `place` is where it begins. */

@@ -352,31 +352,48 @@ export class Refcounts {
     if (needed > this.table.length) await this.#growTable(needed)
   }
 
-  /** Takes clusters at the end, and as many behind them as new blocks need. Returns the blocks that describe them. */
+  /** Takes clusters at the end, and as many behind them as new blocks need. Returns the blocks that describe them, pinned. */
   async #takeAtEnd(count: number): Promise<{ first: number; blocks: Set<Table> }> {
-    const first = this.#end
-    const missing: number[] = []
-    for (let index = Math.floor(first / this.perBlock); ; index++) {
-      if (index * this.perBlock >= first + count + missing.length) break
-      if (index >= this.table.length) throw this.#metadata.noSpace()
-      if (this.table[index]! === 0) missing.push(index)
+    for (;;) {
+      const first = this.#end
+      const missing: number[] = []
+      const there: number[] = []
+      for (
+        let index = Math.floor(first / this.perBlock);
+        index * this.perBlock < first + count + missing.length;
+        index++
+      ) {
+        if (index >= this.table.length) throw this.#metadata.noSpace()
+        if (this.table[index]! === 0) missing.push(index)
+        else there.push(index)
+      }
+      const absent = there.find((index) => this.blocks.get(index) === undefined)
+      if (absent !== undefined) {
+        // Others may allocate meanwhile: then the end is elsewhere.
+        await this.load(absent)
+        continue
+      }
+      this.#cover(first + count + missing.length)
+      missing.forEach((index, n) => {
+        this.#make(index, first + count + n, this.#growable)
+      })
+      this.#end = first + count + missing.length
+      return { first, blocks: this.#countOnce(first, this.#end) }
     }
-    const end = first + count + missing.length
-    this.#cover(end)
-    this.#end = end
-    missing.forEach((index, n) => {
-      this.#make(index, first + count + n, this.#growable)
-    })
+  }
+
+  /** Sets the counts of clusters whose blocks are in memory to 1. Returns these blocks, pinned. */
+  #countOnce(first: number, end: number): Set<Table> {
     const blocks = new Set<Table>()
     for (let cluster = first; cluster < end; cluster++) {
-      const block = await this.load(Math.floor(cluster / this.perBlock))
+      const block = this.blocks.get(Math.floor(cluster / this.perBlock))!
       this.set(block, cluster % this.perBlock, 1)
       block.needed = true
       if (blocks.has(block)) continue
       block.pins++
       blocks.add(block)
     }
-    return { first, blocks }
+    return blocks
   }
 
   /**

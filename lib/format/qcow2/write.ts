@@ -3,6 +3,7 @@
 // are changed when the bytes are on the host, and the disk hears of it with the next commit. So a write that fails leaves the
 // guest's old bytes, and its clusters are free again.
 
+import type { Range } from '../driver.ts'
 import type { Committer } from './commit.ts'
 import { Kind, type Mapping } from './mapping.ts'
 import type { Metadata } from './metadata.ts'
@@ -24,15 +25,15 @@ interface Change {
 interface Run {
   readonly together: Together
   readonly pieces: Pieces
+  /** Zeros between requests, ascending. */
+  readonly gaps: readonly Range[]
   readonly changes: Change[]
   readonly taken: Extent[]
   readonly pinned: Table[]
 }
 
-/** With more tables than this in memory only, they are written though nobody asks. */
-const DIRTY_TABLES_MAX = 64
-/** With more than this, writes wait for it. */
-const DIRTY_TABLES_FULL = 256
+/** Writing a shorter gap costs less than another vector would. */
+const GAP_LEFT_OUT_MIN = 4096
 
 /** Padding, and zeros that a guest asks for. Nobody writes to it. */
 export const ZEROS: Uint8Array = new Uint8Array(new SharedArrayBuffer(64 << 10))
@@ -62,10 +63,10 @@ export class Writing {
     this.#clusterSize = mapping.clusterSize
   }
 
-  async write(offset: number, data: readonly Uint8Array[]): Promise<void> {
+  async write(offset: number, data: readonly Uint8Array[], gaps: readonly Range[] = []): Promise<void> {
     this.#metadata.assertSound()
-    if (this.#committer.dirtyTables > DIRTY_TABLES_MAX) await this.relieve()
-    const run: Run = { together: new Together(), pieces: new Pieces(data), changes: [], taken: [], pinned: [] }
+    if (this.#committer.pressure > 1) await this.relieve()
+    const run: Run = { together: new Together(), pieces: new Pieces(data), gaps, changes: [], taken: [], pinned: [] }
     try {
       await this.#start(offset, offset + lengthOf(data), run)
       await run.together.all()
@@ -81,12 +82,12 @@ export class Writing {
     }
   }
 
-  /** Writes tables if there are many that are in memory only. */
+  /** Commits if much is in memory only. */
   async relieve(): Promise<void> {
-    if (this.#committer.dirtyTables <= DIRTY_TABLES_MAX) return
+    if (this.#committer.pressure <= 1) return
     // Who asks for a commit hears of its failure; here it is tried again with the next write.
     const committed = this.#committer.commit().catch(() => undefined)
-    if (this.#committer.dirtyTables > DIRTY_TABLES_FULL) await committed
+    if (this.#committer.pressure > 4) await committed
   }
 
   /** Without an `await` where everything is in memory: what is sent in one turn is merged by the host. */
@@ -174,15 +175,43 @@ export class Writing {
     const rest = this.#kept(table, i + count - 1, end, tail, virgin)
     run.changes.push({ table, entry: i, count, offset: first * size })
     const send = (before: readonly Uint8Array[], behind: readonly Uint8Array[]): number => {
-      const data = run.pieces.take(end - place)
       const from = before.length > 0 ? first * size : first * size + place - start
-      run.together.add(
-        this.#metadata.host.write(from, before.length + behind.length > 0 ? [...before, ...data, ...behind] : data),
-      )
+      if (virgin && run.gaps.length > 0) {
+        this.#writeAround(place, end, from, before, behind, run)
+      } else {
+        const data = run.pieces.take(end - place)
+        const all = before.length + behind.length > 0 ? [...before, ...data, ...behind] : data
+        run.together.add(this.#metadata.host.write(from, all))
+      }
       return end
     }
     if (!(head instanceof Promise) && !(rest instanceof Promise)) return send(head, rest)
     return Promise.all([head, rest]).then(([before, behind]) => send(before, behind))
+  }
+
+  /** Writes to clusters that read as zeros: gaps that are worth it are left out. */
+  #writeAround(
+    place: number,
+    end: number,
+    host: number,
+    before: readonly Uint8Array[],
+    behind: readonly Uint8Array[],
+    run: Run,
+  ): void {
+    let from = place
+    let to = host
+    let data = [...before]
+    for (const { offset, length } of run.gaps) {
+      if (length < GAP_LEFT_OUT_MIN || offset < from || offset + length > end) continue
+      data.push(...run.pieces.take(offset - from))
+      run.pieces.take(length)
+      run.together.add(this.#metadata.host.write(to, data))
+      to += lengthOf(data) + length
+      from = offset + length
+      data = []
+    }
+    data.push(...run.pieces.take(end - from), ...behind)
+    run.together.add(this.#metadata.host.write(to, data))
   }
 
   /** What a new cluster must hold besides what is written: nothing where it holds it already. */
