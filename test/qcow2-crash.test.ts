@@ -167,6 +167,53 @@ describe.skipIf(noQemu !== '')(`crashes${withQemu}`, () => {
   })
 })
 
+test.skipIf(noQemu !== '')(`crashes around a refcount table and an L1 table that move${withQemu}`, async () => {
+  await inDirectory(async (directory) => {
+    const image = imageIn(directory)
+    const size = 6 << 20
+    const made = await create(image, { format: 'qcow2', size: 1 << 20, clusterSize: 512, refcountBits: 64 })
+    await made.close()
+    const base = fs.readFileSync(image)
+    const recorder = new Recorder()
+    const disk = await open(image, { format: recorder.driver() })
+    const random = randomOf(1)
+    const model = Buffer.alloc(size)
+    for (let step = 0; step < 30; step++) {
+      const writes = Array.from({ length: 8 }, async (_, n) => {
+        const length = 1 + Math.floor(random() * 60_000)
+        const offset = Math.floor(random() * (disk.size - length))
+        const data = Buffer.alloc(length, step * 8 + n + 1)
+        model.set(data, offset)
+        await disk.write(offset, data)
+      })
+      if (step === 4) writes.push(disk.truncate(size))
+      await Promise.all(writes)
+      if (step % 7 === 5) await disk.flush()
+    }
+    expect(await disk.check()).toMatchObject({ leaks: 0, corruptions: 0 })
+    await disk.close()
+    expect(qemuCheck(image)).toMatchObject({ status: 0 })
+    expect(qemuContent(image).equals(model)).toBe(true)
+    // Writes of the header: 40 is where the L1 table lies, 36 how long it is, 48 the refcount table.
+    const switches = recorder.steps.flatMap((one, n) =>
+      one.kind === 'write' && [36, 48].includes(one.offset) ? [n] : [],
+    )
+    expect(switches.length).toBeGreaterThan(1)
+    for (const step of switches) {
+      for (const point of [step - 1, step, step + 1, step + 2, step + 20]) {
+        for (const share of [0, 0.5, 1]) {
+          fs.writeFileSync(
+            image,
+            crashed(base, recorder.steps, point, () => random() < share),
+          )
+          const { status, text } = qemuCheck(image)
+          if (status !== 0 && status !== 3) throw new Error(`step ${point}, share ${share}: ${text}`)
+        }
+      }
+    }
+  })
+})
+
 /** Each byte is what was promised, or what has been written since. */
 function check(now: Buffer, kept: Promised, changes: readonly Change[], point: number, where: string): void {
   if (now.equals(kept.content)) return

@@ -1,0 +1,229 @@
+// qcow2 as a device like any other: on every engine, on files with and without the page cache, on block devices; requests and
+// memory are treated as those of raw devices are.
+
+import { execFileSync } from 'node:child_process'
+import fs from 'node:fs'
+import { create, open } from 'multiwrite'
+import { describe, expect, test } from 'vitest'
+import { everywhere } from './support/everywhere.ts'
+import { difference, Model, pattern } from './support/model.ts'
+import { failure, imageIn, inDirectory, noQemu, qemuCheck, Recorder, randomOf } from './support/qcow2.ts'
+import { bufferedFile, directFile, loop512, loop4096, loopOnFile, withTarget } from './support/targets.ts'
+
+everywhere([bufferedFile, directFile, loop512, loop4096, loopOnFile], (target, engine) => {
+  test.each([512, 4096, 65536])('clusters of %d bytes', async (clusterSize) => {
+    await withTarget(target, 4 << 20, async (made) => {
+      const size = 2 << 20
+      const options = { ...made.options, engine, format: 'qcow2' } as const
+      const disk = await create(made.path, { ...options, size, clusterSize, overwrite: true })
+      expect(disk).toMatchObject({ format: 'qcow2', size, direct: target.direct, engine: { name: engine } })
+      const model = new Model(size)
+      model.bytes.fill(0)
+      const random = randomOf(clusterSize)
+      for (let turn = 0; turn < 12; turn++) {
+        const requests = Array.from({ length: 8 }, (_, n) => {
+          const length = 1 + Math.floor(random() * 20_000)
+          return { offset: Math.floor(random() * (size - length)), data: pattern(turn * 8 + n, length), fua: n === 3 }
+        })
+        for (const { offset, data } of requests) model.write(offset, data)
+        await disk.multiwrite(requests)
+        const offset = Math.floor(random() * (size - 100_000))
+        await disk.writeZeroes(offset, 100_000, { unmap: turn % 2 === 0 })
+        model.write(offset, new Uint8Array(100_000))
+      }
+      const into = Buffer.alloc(size)
+      await disk.read(0, into)
+      expect(difference(into, model.bytes)).toBeNull()
+      expect(await disk.check()).toMatchObject({ leaks: 0, corruptions: 0, checkErrors: 0 })
+      await disk.close()
+      if (noQemu === '') expect(qemuCheck(made.path)).toMatchObject({ status: 0 })
+      const again = await open(made.path, { ...options, readOnly: true })
+      await again.read(0, into)
+      expect(difference(into, model.bytes)).toBeNull()
+      expect(await failure(again.write(0, Buffer.alloc(1)))).toMatchObject({ code: 'EROFS' })
+      await again.close()
+    })
+  })
+
+  test.skipIf(!target.block)('a block device that is full says so, and the image stays in order', async () => {
+    await withTarget(target, 1 << 20, async (made) => {
+      const options = { ...made.options, engine, format: 'qcow2' } as const
+      expect(await failure(create(made.path, { ...options, size: 64 << 20 }))).toMatchObject({ code: 'EEXIST' })
+      const disk = await create(made.path, { ...options, size: 64 << 20, clusterSize: 4096, overwrite: true })
+      let refused: unknown = null
+      let at = 0
+      for (; refused === null; at += 65536) {
+        refused = await disk.write(at, Buffer.alloc(65536, 1)).then(
+          () => null,
+          (error: unknown) => error,
+        )
+      }
+      expect(refused).toMatchObject({ code: 'ENOSPC', offset: at - 65536, length: 65536 })
+      expect(at).toBeGreaterThan(900_000)
+      // What is given back can be used.
+      await disk.discard(0, 128 << 10)
+      await disk.flush()
+      await disk.write(at, Buffer.alloc(65536, 2))
+      expect(await disk.check()).toMatchObject({ corruptions: 0, checkErrors: 0, leaks: 0 })
+      await disk.close()
+    })
+  })
+})
+
+describe('requests', () => {
+  test('memory that is taken away fails its own request only', async () => {
+    await inDirectory(async (directory) => {
+      const disk = await create(imageIn(directory), { format: 'qcow2', size: 1 << 20, clusterSize: 4096 })
+      const lost = new Uint8Array(4096).fill(7)
+      const results = [0, 4096, 8192].map((offset) =>
+        disk.write(offset, offset === 4096 ? lost : Buffer.alloc(4096, 1)).then(
+          () => 'done',
+          (error: { code: string }) => error.code,
+        ),
+      )
+      structuredClone(lost.buffer, { transfer: [lost.buffer] })
+      expect(await Promise.all(results)).toEqual(['done', 'EFAULT', 'done'])
+      const into = Buffer.alloc(12288, 9)
+      await disk.read(0, into)
+      const expected = Buffer.alloc(12288, 1)
+      expected.fill(0, 4096, 8192)
+      expect(difference(into, expected)).toBeNull()
+      await disk.close()
+    })
+  })
+
+  test('a failed write into new clusters leaves zeros, not what the host held; the others are carried out', async () => {
+    await inDirectory(async (directory) => {
+      const image = imageIn(directory)
+      const made = await create(image, { format: 'qcow2', size: 1 << 20, clusterSize: 65536 })
+      await made.write(0, Buffer.alloc(512 << 10, 0xee))
+      await made.flush()
+      await made.discard(0, 512 << 10)
+      await made.close()
+      const recorder = new Recorder()
+      const disk = await open(image, { format: recorder.driver() })
+      await disk.read(0, Buffer.alloc(10))
+      const bad = Buffer.alloc(3000, 0x66)
+      // Any write that carries the bad bytes fails, after half of it.
+      const write = recorder.run.bind(recorder)
+      recorder.run = async (kind, act) => {
+        const before = recorder.steps.length
+        await write(kind, act)
+        const step = recorder.steps[before]
+        if (kind === 'write' && step?.kind === 'write' && step.bytes.includes(bad)) {
+          throw Object.assign(new Error('bad'), { code: 'EIO' })
+        }
+      }
+      const heard: [number, string][] = []
+      const result = await disk.multiwrite(
+        [
+          { offset: 1000, data: Buffer.alloc(3000, 1) },
+          { offset: 8000, data: bad },
+          { offset: 20_000, data: Buffer.alloc(3000, 3) },
+        ].map((request) => ({
+          ...request,
+          callback(error: Error | null) {
+            heard.push([request.offset, error === null ? 'done' : (error as { code?: string }).code!])
+          },
+        })),
+      )
+      expect(result).toEqual({ requests: 3, failed: 1 })
+      expect(heard.sort((a, b) => a[0] - b[0])).toEqual([
+        [1000, 'done'],
+        [8000, 'EIO'],
+        [20_000, 'done'],
+      ])
+      const into = Buffer.alloc(65536, 9)
+      await disk.read(0, into)
+      const expected = Buffer.alloc(65536)
+      expected.fill(1, 1000, 4000)
+      expected.fill(3, 20_000, 23_000)
+      // What the failed one has left is its own business, in its own range.
+      into.fill(0, 8000, 11_000)
+      expect(difference(into, expected)).toBeNull()
+      recorder.run = write
+      expect(await disk.check()).toMatchObject({ corruptions: 0, leaks: 0 })
+      await disk.close()
+    })
+  })
+
+  test('one flush of many callers; a flush that failed stays failed, and plain writes go on', async () => {
+    await inDirectory(async (directory) => {
+      const recorder = new Recorder()
+      const made = await create(imageIn(directory), { format: 'qcow2', size: 1 << 20 })
+      await made.close()
+      const disk = await open(imageIn(directory), { format: recorder.driver() })
+      await disk.write(0, Buffer.alloc(4096, 1))
+      const before = disk.stats.flushes
+      await Promise.all([disk.flush(), disk.flush(), disk.flush()])
+      // Two of the first one, and one that the others share: there is nothing but the guest's data left for it.
+      expect(disk.stats.flushes - before).toBe(3)
+      await disk.write(65536, Buffer.alloc(4096, 1))
+      recorder.operations = 0
+      recorder.fails = (n) => (n === 0 ? 'before' : null)
+      expect(await failure(disk.flush())).toMatchObject({ code: 'EIO' })
+      recorder.fails = null
+      expect(await failure(disk.flush())).toMatchObject({ code: 'EIO' })
+      await disk.write(131_072, Buffer.alloc(4096, 1))
+      expect(await failure(disk.close())).toMatchObject({ code: 'EIO' })
+      // It was tried again at the end all the same.
+      const again = await open(imageIn(directory), { format: 'qcow2', readOnly: true })
+      expect(await again.check()).toMatchObject({ corruptions: 0, leaks: 0, allocatedClusters: 3 })
+      await again.close()
+    })
+  })
+
+  test('options of create are checked, and leave nothing behind', async () => {
+    await inDirectory(async (directory) => {
+      const image = imageIn(directory)
+      const wrong: [object, string][] = [
+        [{ size: 1000 }, 'options.size'],
+        [{ clusterSize: 3000 }, 'options.clusterSize'],
+        [{ clusterSize: 256 }, 'options.clusterSize'],
+        [{ clusterSize: 4 << 20 }, 'options.clusterSize'],
+        [{ refcountBits: 3 }, 'options.refcountBits'],
+        [{ lazyRefcounts: 1 }, 'options.lazyRefcounts'],
+        [{ preallocation: 'full' }, 'options.preallocation'],
+        [{ size: 2 ** 52 }, 'options.size'],
+        [{ format: 'raw', clusterSize: 4096 }, 'options.clusterSize'],
+        [{ backing: 'below' }, 'options.backing'],
+        [{ backing: { path: 'below' } }, 'options.backing.format'],
+        [{ backing: { path: 'below', format: 'raw', more: 1 } }, 'options.backing.more'],
+      ]
+      for (const [options, name] of wrong) {
+        const error = await failure(create(image, { format: 'qcow2', size: 1 << 20, ...options } as never))
+        expect((error as Error).message).toContain(name)
+        expect(fs.existsSync(image)).toBe(false)
+      }
+    })
+  })
+
+  test('an image below an image below an image', async () => {
+    await inDirectory(async (directory) => {
+      const size = 1 << 20
+      const content = Buffer.alloc(size)
+      let backing: object | undefined
+      for (let level = 0; level < 4; level++) {
+        const file = `${directory}/${level}`
+        const disk = await create(file, {
+          format: 'qcow2',
+          size,
+          clusterSize: 4096,
+          ...(backing ? { backing } : {}),
+        } as never)
+        const data = Buffer.alloc(300_000, level + 1)
+        await disk.write(level * 200_000, data)
+        content.set(data, level * 200_000)
+        const into = Buffer.alloc(size)
+        await disk.read(0, into)
+        expect(difference(into, content)).toBeNull()
+        await disk.close()
+        backing = { path: file, format: 'qcow2', ...(backing ? { backing } : {}) }
+      }
+      if (noQemu === '') execFileSync('qemu-img', ['check', `${directory}/3`])
+      // The chain is as long as the caller says, and no longer.
+      const short = open(`${directory}/3`, { format: 'qcow2', backing: { path: `${directory}/2`, format: 'qcow2' } })
+      expect(await failure(short)).toMatchObject({ code: 'EOPNOTSUPP' })
+    })
+  })
+})
