@@ -247,16 +247,16 @@ async function compare(title, folder, direct) {
     const how = { size: pattern.size, direct }
     /** @type {{ full: Sample[], off: Sample[], qemu: number[] }} */
     const found = { full: [], off: [], qemu: [] }
-    // The first round warms up.
+    const contenders = [
+      async () => found.qemu.push(hasQemu ? qemu(image, pattern, direct) : 0),
+      async () => found.full.push(await measure(image, { ...how, mode: 'full' }, writer(pattern))),
+      async () => found.off.push(await measure(image, { ...how, mode: 'off' }, writer(pattern))),
+    ]
+    // The first round warms up. Each takes its turn behind each other one: what was written is written back meanwhile.
     for (let round = 0; round <= rounds; round++) {
-      const peer = hasQemu ? qemu(image, pattern, direct) : 0
-      const full = await measure(image, { ...how, mode: 'full' }, writer(pattern))
-      const off = await measure(image, { ...how, mode: 'off' }, writer(pattern))
-      if (round === 0) continue
-      found.qemu.push(peer)
-      found.full.push(full)
-      found.off.push(off)
+      for (let n = 0; n < contenders.length; n++) await contenders[(round + n) % contenders.length]?.()
     }
+    for (const list of [found.full, found.off, found.qemu]) list.shift()
     tell('merged', found.full)
     tell('not merged', found.off)
     const beside = found.full.map(({ perSecond }, n) => perSecond / /** @type {Sample} */ (found.off[n]).perSecond)
