@@ -5,9 +5,12 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { BlockError, create, type FormatDriver, type FormatHost, type FormatImage, open } from 'multiwrite'
 import { describe, expect, test } from 'vitest'
-import { windowOf } from '../examples/window.mjs'
+// @ts-expect-error: an example in plain JavaScript, without types.
+import { windowOf as untypedWindowOf } from '../examples/window.mjs'
 import { difference, pattern } from './support/model.ts'
 import { background, temporaryDirectory } from './support/targets.ts'
+
+const windowOf = untypedWindowOf as (start: number, length: number) => FormatDriver
 
 async function inDirectory(work: (directory: string) => Promise<void>): Promise<void> {
   const directory = temporaryDirectory()
