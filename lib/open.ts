@@ -69,6 +69,7 @@ export async function create(path: string | URL, options: CreateOptions): Promis
     })
   }
   const driver = driverOf(checked)
+  driver?.checkCreate?.(checked)
   if (kind === 'block') {
     if (driver !== null) return createImage(driver, name, checked)
     const device = await openChecked(name, checked)

@@ -387,3 +387,33 @@ describe('a driver that allocates', () => {
     })
   })
 })
+
+test('runs that were withdrawn while they waited for a run of their batch keep their place', async () => {
+  await withSparse(
+    async (disk, image) => {
+      let go = (): void => undefined
+      image.hold = new Promise((resolve) => {
+        go = resolve
+      })
+      const controller = new AbortController()
+      // Three runs in one cluster, one behind the other, of which the first has begun.
+      const batch = disk.multiwrite(
+        [0, 1000, 2000].map((offset) => ({ offset, data: pattern(offset, 100) })),
+        { signal: controller.signal },
+      )
+      await tick()
+      controller.abort()
+      await tick()
+      const later = disk.write(3000, pattern(4, 100))
+      await tick()
+      // The first one still allocates the cluster.
+      expect(image.writes).toEqual(['0+100'])
+      image.hold = null
+      go()
+      expect(await failure(batch)).toMatchObject({ code: 'ABORT_ERR', completed: 1 })
+      await later
+      expect(image.writes).toEqual(['0+100', '3000+100'])
+    },
+    { merge: { mode: 'off' } },
+  )
+})

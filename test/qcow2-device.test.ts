@@ -227,3 +227,27 @@ describe('requests', () => {
     })
   })
 })
+
+test('an image of no bytes, and one that grows from there', async () => {
+  await inDirectory(async (directory) => {
+    const image = imageIn(directory)
+    const disk = await create(image, { format: 'qcow2', size: 0, clusterSize: 512 })
+    expect(disk.size).toBe(0)
+    expect(await disk.check()).toMatchObject({ leaks: 0, corruptions: 0 })
+    await disk.truncate(1 << 20)
+    await disk.write((1 << 20) - 5000, Buffer.alloc(5000, 1))
+    expect(await disk.check()).toMatchObject({ leaks: 0, corruptions: 0 })
+    await disk.close()
+    if (noQemu === '') expect(qemuCheck(image)).toMatchObject({ status: 0 })
+  })
+})
+
+test('options that can not be do not cost an existing file its content', async () => {
+  await inDirectory(async (directory) => {
+    const image = imageIn(directory)
+    fs.writeFileSync(image, 'precious')
+    const options = { format: 'qcow2', size: 1000, overwrite: true } as const
+    expect(await failure(create(image, options))).toBeInstanceOf(RangeError)
+    expect(fs.readFileSync(image, 'utf8')).toBe('precious')
+  })
+})

@@ -64,6 +64,8 @@ export interface FormatDriver {
    * closed by the device above, also when this rejects.
    */
   open(host: FormatHost, options: FormatOptions): Promise<FormatImage>
+  /** Throws for options that `create` could not serve: before a file is made, or loses what is in it. */
+  checkCreate?(options: Omit<FormatCreateOptions, 'backing' | 'readOnly'>): void
   /** Writes an empty image into a host: a file of no bytes, or a block device. Without it `create` is refused. */
   create?(host: FormatHost, options: FormatCreateOptions): Promise<void>
 }

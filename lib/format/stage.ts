@@ -77,8 +77,11 @@ export class Stage {
     const released: Hold<Lock>[] = []
     this.#locks.remove(hold, released)
     let submissions: Submission[] = []
-    for (const { tag } of released) {
+    for (const next of released) {
+      const { tag } = next
       if (tag.run !== null) tag.run()
+      // All its runs were withdrawn while it waited; its place in the order was kept.
+      else if (tag.parts === 0) submissions = submissions.concat(this.unlock(next))
       else submissions = submissions.concat(tag.starting.splice(0))
     }
     const groups = new Map<SubmissionOwner, number[]>()
@@ -100,7 +103,7 @@ export class Stage {
     const hold = this.#held.get(submission)
     if (hold === undefined) return NONE
     this.#held.delete(submission)
-    return --hold.tag.parts === 0 ? this.unlock(hold) : NONE
+    return --hold.tag.parts === 0 && hold.blockers === 0 ? this.unlock(hold) : NONE
   }
 
   /** Runs that are locked out by others of their batch; each is to be replaced by what `keep` makes of it. */

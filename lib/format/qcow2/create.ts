@@ -42,9 +42,18 @@ interface Plan {
   readonly end: number
 }
 
+/** What an image is made by, besides what lies below it. */
+type Shape = Omit<FormatCreateOptions, 'backing' | 'readOnly'>
+
+/** Throws for a size that can't be. */
+export function checkCreate(options: Shape): void {
+  if (options.size % 512 !== 0) throw outOfRange('options.size', 'a multiple of 512', options.size)
+  planImage(options)
+}
+
 export async function createImage(host: FormatHost, options: FormatCreateOptions): Promise<void> {
-  const { size, backing } = options
-  if (size % 512 !== 0) throw outOfRange('options.size', 'a multiple of 512', size)
+  checkCreate(options)
+  const { backing } = options
   if (backing != null && options.preallocation === 'metadata') {
     throw invalidValue(
       'options.preallocation',
@@ -71,7 +80,7 @@ export async function createImage(host: FormatHost, options: FormatCreateOptions
   await host.flush()
 }
 
-function planImage(options: FormatCreateOptions): Plan {
+function planImage(options: Shape): Plan {
   const { size, preallocation } = options
   const clusterSize = options.clusterSize ?? CLUSTER_SIZE
   const refcountOrder = Math.log2(options.refcountBits ?? REFCOUNT_BITS)
@@ -82,7 +91,7 @@ function planImage(options: FormatCreateOptions): Plan {
     throw outOfRange('options.size', `<= ${max} with clusters of ${clusterSize} bytes`, size)
   }
   const isFull = preallocation === 'metadata'
-  const l1 = Math.max(1, Math.ceil((l1Size * 8) / clusterSize))
+  const l1 = Math.ceil((l1Size * 8) / clusterSize)
   const l2 = isFull ? l1Size : 0
   const data = isFull ? Math.ceil(size / clusterSize) : 0
   const perBlock = (clusterSize * 8) / 2 ** refcountOrder
@@ -125,7 +134,7 @@ function headerOf(plan: Plan, { size, backing, lazyRefcounts }: FormatCreateOpti
   bytes.writeUInt32BE(Math.log2(clusterSize), FIELD.clusterBits)
   writeU64(bytes, size, FIELD.size)
   bytes.writeUInt32BE(l1Size, FIELD.l1Size)
-  writeU64(bytes, l1At * clusterSize, FIELD.l1Offset)
+  writeU64(bytes, l1Size === 0 ? 0 : l1At * clusterSize, FIELD.l1Offset)
   writeU64(bytes, tableAt * clusterSize, FIELD.refcountOffset)
   bytes.writeUInt32BE(table, FIELD.refcountClusters)
   bytes.writeUInt32BE(lazyRefcounts === true ? COMPATIBLE.lazyRefcounts : 0, FIELD.compatible + 4)

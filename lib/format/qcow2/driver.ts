@@ -1,7 +1,7 @@
 // The qcow2 format as a driver: what the table of drivers refers to.
 
 import type { FormatDriver } from '../driver.ts'
-import { createImage } from './create.ts'
+import { checkCreate, createImage } from './create.ts'
 import { openImage } from './image.ts'
 
-export const qcow2: FormatDriver = { name: 'qcow2', open: openImage, create: createImage }
+export const qcow2: FormatDriver = { name: 'qcow2', open: openImage, checkCreate, create: createImage }

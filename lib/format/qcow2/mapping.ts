@@ -122,7 +122,7 @@ export class Mapping {
     try {
       const { first, virgin } = await this.#refcounts.allocate(1)
       const offset = first * this.clusterSize
-      const table = new Table(l1Index, offset, this.#metadata.host.alloc(this.clusterSize), false)
+      const table = new Table(l1Index, offset, this.#metadata.memory(this.clusterSize), false)
       if (source !== null) table.bytes.set(source.bytes)
       // A cluster that was never written is a table of zeros already.
       if (!virgin || source !== null) table.mark(0, this.clusterSize)

@@ -6,6 +6,8 @@ import { BlockError } from '../../errors.ts'
 import type { FormatHost } from '../driver.ts'
 import { corrupt } from './layout.ts'
 
+const PAGE = 4096
+
 /** Clusters of tables that are kept track of: those of an image of many terabytes. */
 const TABLE_CLUSTERS_MAX = 8 << 20
 
@@ -26,9 +28,14 @@ export class Metadata {
     this.unit = Math.min(clusterSize, Math.max(512, host.limits.alignment))
   }
 
+  /** Memory for a table. A small one is copied on its way anyway, and would be a page of its own otherwise. */
+  memory(length: number): Buffer {
+    return length < PAGE ? Buffer.alloc(length) : this.host.alloc(length)
+  }
+
   /** Reads; what lies past the end of the host is zeros. The caller has bounded `length`. */
   async read(offset: number, length: number): Promise<Buffer> {
-    const bytes = this.host.alloc(length)
+    const bytes = this.memory(length)
     const there = Math.min(length, Math.max(0, this.host.size - offset))
     if (there > 0) {
       this.#count(there)

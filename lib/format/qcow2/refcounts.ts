@@ -48,6 +48,7 @@ export class Refcounts {
   /** Nothing was ever allocated from this one on. */
   #end: number
   readonly #growable: boolean
+  #growth = GROWTH_BYTES
   readonly #ahead: number
   #slow: Promise<void> = Promise.resolve()
   readonly #loading = new Map<number, Promise<Table>>()
@@ -189,9 +190,11 @@ export class Refcounts {
     const bytes = cluster * this.#clusterSize
     if (bytes <= this.#host.size) return
     if (!this.#growable) throw this.#metadata.noSpace()
-    // What is written there waits for it, and fails if it does.
-    const enough = Math.max(bytes, Math.min(ceilTo(bytes, GROWTH_BYTES), bytes * 2))
-    void this.#host.truncate(enough).catch(() => undefined)
+    const enough = Math.max(bytes, Math.min(ceilTo(bytes, this.#growth), bytes * 2))
+    // What is written there waits for it, and fails if it does. Then it may have been too much at once.
+    void this.#host.truncate(enough).catch(() => {
+      this.#growth = 1
+    })
   }
 
   async #takeSlowly(count: number): Promise<Extent> {
@@ -240,7 +243,7 @@ export class Refcounts {
     if (this.#metadata.claim(offset, this.#clusterSize)) {
       throw this.#metadata.fail(`cluster ${cluster} holds a table and counts as free`)
     }
-    const block = new Table(index, offset, this.#host.alloc(this.#clusterSize), false)
+    const block = new Table(index, offset, this.#metadata.memory(this.#clusterSize), false)
     if (!virgin) block.mark(0, this.#clusterSize)
     this.blocks.soil(block)
     this.blocks.add(block)
