@@ -437,6 +437,63 @@ test.each(iotest046)('writes that allocate at once, above another image: %s', as
   })
 })
 
+// After QEMU's test 154: zeros in parts of clusters, of which some lie above something.
+test.each([true, false])('zeros where something lies below, unmapped or not: %s', async (unmap) => {
+  await inDirectory(async (directory) => {
+    const below = `${directory}/below`
+    const image = imageIn(directory)
+    const model = Buffer.alloc(256 << 10)
+    model.fill(0xbb, 0, 100 << 10)
+    fs.writeFileSync(below, model.subarray(0, 130 << 10))
+    const backing = { path: below, format: 'raw' as const }
+    const disk = await create(image, { format: 'qcow2', size: model.length, clusterSize: 4096, backing })
+    const before = disk.stats.write.bytes
+    for (const [offset, length] of [
+      [1000, 100], // inside one
+      [8192, 4096], // the whole of one
+      [14_000, 10_000], // two parts and one whole
+      [98 << 10, 8 << 10], // across the end of what is there
+      [120 << 10, 20 << 10], // across the end of what lies below
+      [200 << 10, 3000], // where nothing is
+    ] as const) {
+      await disk.writeZeroes(offset, length, { unmap })
+      model.fill(0, offset, offset + length)
+    }
+    expect(disk.stats.write.bytes).toBe(before)
+    expect(difference(await contentOf(disk), model)).toBeNull()
+    const { allocatedClusters } = await disk.check()
+    // Zeros that are there already cost nothing, and whole clusters are marked.
+    expect(allocatedClusters).toBe(5)
+    await disk.close()
+    if (noQemu === '') await judge(image, model)
+  })
+})
+
+test('without what it names below, an image is not made to show it later', async () => {
+  await inDirectory(async (directory) => {
+    const below = `${directory}/below`
+    const image = imageIn(directory)
+    fs.writeFileSync(below, Buffer.alloc(256 << 10, 0xbb))
+    const backing = { path: below, format: 'raw' as const }
+    const made = await create(image, { format: 'qcow2', size: 256 << 10, clusterSize: 4096, backing })
+    await made.close()
+    const alone = await open(image, { format: 'qcow2', backing: null })
+    expect(difference(await contentOf(alone), Buffer.alloc(256 << 10))).toBeNull()
+    await alone.writeZeroes(0, 64 << 10)
+    await alone.writeZeroes(70_000, 1000)
+    await alone.close()
+    const both = await open(image, { format: 'qcow2', backing })
+    const into = Buffer.alloc(80_000)
+    await both.read(0, into)
+    const expected = Buffer.alloc(80_000, 0xbb)
+    expected.fill(0, 0, 64 << 10)
+    // The cluster of the second was written whole, with what was below it then: nothing.
+    expected.fill(0, 69_632, 73_728)
+    expect(difference(into, expected)).toBeNull()
+    await both.close()
+  })
+})
+
 test('sequential writes into new clusters: no padding, no byte twice, two flushes', async () => {
   await inDirectory(async (directory) => {
     const disk = await create(imageIn(directory), { format: 'qcow2', size: 64 << 20 })

@@ -53,13 +53,18 @@ export class Emptying {
     })
   }
 
+  /** Whether a cluster reads as zeros, also to those who follow what the image names below it. */
+  #isZero(table: Table, i: number, place: number): boolean {
+    const kind = this.#mapping.kindOf(table, i)
+    return kind === Kind.zero || (kind === Kind.none && !this.#reading.mayBeBacked(place))
+  }
+
   /** Returns whether the cluster reads as zeros now. */
   #zero(table: Table, i: number, place: number, unmap: boolean): boolean {
     const kind = this.#mapping.kindOf(table, i)
     const isAllocated = kind === Kind.compressed || this.#mapping.hostOf(table, i) !== 0
     const isBacked = this.#reading.mayBeBacked(place)
-    const isZero = kind === Kind.zero || (kind === Kind.none && !isBacked)
-    if (isZero && !(unmap && isAllocated)) return true
+    if (this.#isZero(table, i, place) && !(unmap && isAllocated)) return true
     if (this.#header.version === 2) {
       if (isBacked) return false
       this.#mapping.unmap(table, i, false)
@@ -118,7 +123,7 @@ export class Emptying {
       const isZero =
         table === null
           ? !this.#reading.mayBeBacked(cluster)
-          : this.#reading.readsZeros(table, Math.floor((place % coverage) / size), cluster)
+          : this.#isZero(table, Math.floor((place % coverage) / size), cluster)
       if (isZero || next - from >= ZEROS_AT_ONCE) {
         const stop = isZero ? place : next
         if (stop > from) await this.#writing.write(from, zeros(stop - from))
