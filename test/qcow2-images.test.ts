@@ -1,11 +1,13 @@
 // Images that QEMU made, in every variant that we treat: read right, written right, and checked as QEMU checks them. And what QEMU
 // makes of ours.
 
+import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import * as zlib from 'node:zlib'
 import { type BlockDevice, create, open } from 'multiwrite'
 import { describe, expect, test } from 'vitest'
 import { difference } from './support/model.ts'
+import { nodeBinary } from './support/nodes.ts'
 import {
   failure,
   imageIn,
@@ -20,6 +22,17 @@ import {
 } from './support/qcow2.ts'
 
 const hasZstd = 'zstdDecompressSync' in zlib
+/** A Node that reads zstd; `null`: none was fetched, and that part of a test is left out. */
+const nodeWithZstd = hasZstd ? process.execPath : nodeBinary('x64', 24)
+
+/** Bytes of which some compress well, some badly and some not at all. */
+function unevenly(length: number): Buffer {
+  const bytes = Buffer.alloc(length, 3)
+  for (let at = 0; at < length / 2; at++) {
+    bytes[at] = at < 600_000 ? (at >> 9) ^ (at % 7) : Math.imul(at, 2654435761) >>> (at % 19)
+  }
+  return bytes
+}
 
 interface Variant {
   name: string
@@ -168,6 +181,43 @@ describe.skipIf(noQemu !== '')(`images made by QEMU${withQemu}`, () => {
       await expectSameCheck(image)
     })
   })
+
+  test.each([512, 65536, 2 << 20])(
+    'compressed clusters one behind the other in a sector: of %d bytes',
+    async (size) => {
+      await inDirectory(async (directory) => {
+        const image = imageIn(directory)
+        const model = unevenly(6 << 20)
+        fs.writeFileSync(`${directory}/raw`, model)
+        qemuImg('convert', '-c', '-O', 'qcow2', '-o', `cluster_size=${size}`, `${directory}/raw`, image)
+        const disk = await open(image, { format: 'qcow2', readOnly: true })
+        expect(difference(await contentOf(disk), model)).toBeNull()
+        await disk.close()
+        await expectSameCheck(image)
+        if (nodeWithZstd === null) return
+        qemuImg(
+          'convert',
+          '-c',
+          '-O',
+          'qcow2',
+          '-o',
+          `cluster_size=${size},compression_type=zstd`,
+          `${directory}/raw`,
+          image,
+        )
+        const script = `
+        import { open } from ${JSON.stringify(new URL('../dist/index.js', import.meta.url).href)}
+        const disk = await open(process.argv[1], { format: 'qcow2', readOnly: true })
+        const bytes = Buffer.alloc(disk.size)
+        await disk.read(0, bytes)
+        await disk.close()
+        process.stdout.write(bytes)`
+        const args = ['--input-type=module', '-e', script, image]
+        const read = execFileSync(nodeWithZstd, args, { maxBuffer: 16 << 20, stdio: ['ignore', 'pipe', 'inherit'] })
+        expect(difference(read, model)).toBeNull()
+      })
+    },
+  )
 
   test.each(['0.10', '1.1'])('what lies below shows, and is left alone: compat=%s', async (compat) => {
     await inDirectory(async (directory) => {

@@ -155,8 +155,10 @@ class RecordedHost implements FormatHost {
   }
 
   truncate(size: number): Promise<void> {
-    if (this.#recorder.recording) this.#recorder.steps.push({ kind: 'truncate', size })
-    return this.#host.truncate(size)
+    return this.#recorder.run('truncate', () => {
+      if (this.#recorder.recording) this.#recorder.steps.push({ kind: 'truncate', size })
+      return this.#host.truncate(size)
+    })
   }
 
   alloc(size: number): Buffer {

@@ -105,6 +105,9 @@ export class Committer {
 
   async #commit(lazy: boolean): Promise<void> {
     const { host } = this.#metadata
+    this.#metadata.assertCertain()
+    // A host that could not grow when clusters were taken may be able to now.
+    if (this.dirty) this.#refcounts.coverAll()
     const taken = this.#take(lazy)
     try {
       await this.#write([...taken.counts, ...taken.madeTables])

@@ -45,10 +45,33 @@ export class Decompressor {
   }
 
   #unzstd(stored: Buffer): Buffer {
-    const { clusterSize } = this.#metadata
-    // The stored bytes end anywhere in their last sector: what follows the frame is not ours.
-    return zstd()!(stored, { maxOutputLength: clusterSize })
+    return zstd()!(stored.subarray(0, frameLength(stored)), { maxOutputLength: this.#metadata.clusterSize })
   }
+}
+
+const ZSTD_MAGIC = 0xfd2fb528
+const RLE_BLOCK = 1
+
+/**
+ * Where the zstd frame at the start of some bytes ends (RFC 8878, section 3.1.1). What follows it in its last sector are other
+ * clusters' bytes, which Node's zstd would take for another frame.
+ */
+function frameLength(bytes: Buffer): number {
+  if (bytes.readUInt32LE(0) !== ZSTD_MAGIC) throw new Error('they are no zstd frame')
+  const descriptor = bytes.readUInt8(4)
+  const isSingle = (descriptor >> 5) & 1
+  const dictionary = [0, 1, 2, 4][descriptor & 3]!
+  const contentSize = [isSingle, 2, 4, 8][descriptor >> 6]!
+  let at = 5 + (1 - isSingle) + dictionary + contentSize
+  for (;;) {
+    // Past the end of the bytes this throws.
+    const header = bytes.readUIntLE(at, 3)
+    at += 3 + (((header >> 1) & 3) === RLE_BLOCK ? 1 : header >> 3)
+    if ((header & 1) === 1) break
+  }
+  const end = at + ((descriptor >> 2) & 1) * 4
+  if (end > bytes.length) throw new Error('they are cut off')
+  return end
 }
 
 function zstd(): Zstd | undefined {

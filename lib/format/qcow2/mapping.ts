@@ -71,7 +71,9 @@ export class Mapping {
     if (high === 0 && low === 0) return 0
     const offset = offsetOf(high, low)
     const reserved = (high & RESERVED_HIGH) !== 0 || (low & RESERVED_LOW) !== 0
-    if (reserved || offset === 0 || offset % this.clusterSize !== 0 || offset >= this.#metadata.host.size) {
+    // One that was made where the host could not grow to is in memory only.
+    const isOutside = offset >= this.#metadata.host.size && this.tables.get(l1Index) === undefined
+    if (reserved || offset === 0 || offset % this.clusterSize !== 0 || isOutside) {
       throw this.#metadata.fail(`entry ${l1Index} of the L1 table is ${hex(high, low)}`)
     }
     return offset

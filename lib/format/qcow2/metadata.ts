@@ -21,6 +21,8 @@ export class Metadata {
   /** Clusters of the host that hold tables, by their number. */
   readonly #tables = new Set<number>()
   #failure: BlockError | null = null
+  /** Why it is not known where tables belong; `null` while it is. */
+  #uncertain: BlockError | null = null
 
   constructor(host: FormatHost, clusterSize: number) {
     this.host = host
@@ -55,12 +57,13 @@ export class Metadata {
       await this.write(offset, bytes)
       await this.host.flush()
     } catch (error) {
-      this.#failure ??= new BlockError(constants.errno.EIO, {
+      this.#uncertain = new BlockError(constants.errno.EIO, {
         syscall: 'qcow2',
         path: this.host.path,
         reason: 'a write of the header failed: open the image again to see which table it refers to',
         cause: error,
       })
+      this.#failure ??= this.#uncertain
       throw error
     }
   }
@@ -111,6 +114,11 @@ export class Metadata {
   /** Everything was looked through and is in order again. */
   heal(): void {
     this.#failure = null
+  }
+
+  /** What was accepted before the image was found to contradict itself may still be written, but not to a table that is void. */
+  assertCertain(): void {
+    if (this.#uncertain !== null) throw this.#uncertain
   }
 
   assertSound(): void {

@@ -185,6 +185,11 @@ export class Refcounts {
     return { first, count: i - start, virgin }
   }
 
+  /** Makes the host long enough for everything that was taken. */
+  coverAll(): void {
+    this.#cover(this.#end)
+  }
+
   /** Makes the host long enough for all clusters before this one. */
   #cover(cluster: number): void {
     const bytes = cluster * this.#clusterSize
