@@ -69,6 +69,10 @@ export async function create(path: string | URL, options: CreateOptions): Promis
     })
   }
   const driver = driverOf(checked)
+  if (driver !== null && driver.create === undefined) {
+    const reason = `images of the format ${driver.name} can't be made`
+    throw new BlockError(EOPNOTSUPP, { syscall: 'open', path: name, reason })
+  }
   driver?.checkCreate?.(checked)
   if (kind === 'block') {
     if (driver !== null) return createImage(driver, name, checked)
@@ -81,7 +85,7 @@ export async function create(path: string | URL, options: CreateOptions): Promis
   // What can't be opened afterwards must not cost an existing file its content.
   chooseEngine(threadEngine(), checked.engine, checked.direct ?? false, name)
   try {
-    await asBlockError(name, () => makeFile(name, driver === null ? checked.size : 0, checked.overwrite))
+    await asBlockError(name, () => makeFile(name, driver === null ? checked.size : 0, checked))
     return await (driver === null ? openChecked(name, checked) : createImage(driver, name, checked))
   } catch (error) {
     // Only what this call has made: whoever made it meanwhile keeps it.
@@ -92,9 +96,12 @@ export async function create(path: string | URL, options: CreateOptions): Promis
 }
 
 /** A file of `size` bytes without content; its name is on stable storage when this resolves. */
-async function makeFile(path: string, size: number, overwrite: boolean): Promise<void> {
-  const file = await openFile(path, O_RDWR | O_CREAT | (overwrite ? 0 : O_EXCL), 0o666)
+async function makeFile(path: string, size: number, { overwrite, direct }: CheckedCreateOptions): Promise<void> {
+  // O_DIRECT, or a size, that the file system refuses must not cost an existing file its content: both are tried first.
+  const flags = O_RDWR | O_CREAT | (overwrite ? 0 : O_EXCL) | (direct === true ? O_DIRECT : 0)
+  const file = await openFile(path, flags, 0o666)
   try {
+    if (size > (await file.stat()).size) await file.truncate(size)
     await file.truncate(0)
     await file.truncate(size)
   } finally {
@@ -124,10 +131,6 @@ async function openChecked(path: string, options: CheckedOptions): Promise<Block
 
 /** Writes an empty image into what was made for it, and opens that. */
 async function createImage(driver: FormatDriver, path: string, options: CheckedCreateOptions): Promise<BlockDevice> {
-  if (driver.create === undefined) {
-    const reason = `images of the format ${driver.name} can't be made`
-    throw new BlockError(EOPNOTSUPP, { syscall: 'open', path, reason })
-  }
   const host = await openRaw(path, { ...options, ordered: true })
   return openImage(driver, host, options, async (below) => {
     const { size, clusterSize, refcountBits, lazyRefcounts, preallocation } = options

@@ -5,6 +5,7 @@ import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { BlockError, create, open } from 'multiwrite'
 import { describe, expect, test } from 'vitest'
+import { runChild } from './support/child.ts'
 import { difference, Model, pattern } from './support/model.ts'
 import { bufferedEngines, directFile, loop512, loop4096, temporaryDirectory, withTarget } from './support/targets.ts'
 
@@ -122,6 +123,33 @@ describe.each(bufferedEngines)('%s: create', (engine) => {
       const error = await failure(create(file, { size, engine: 'aio', overwrite: true }))
       expect(error).toMatchObject({ code: 'ERR_INVALID_ARG_VALUE' })
       expect((error as Error).message).toContain('options.engine')
+      expect(fs.readFileSync(file, 'utf8')).toBe('precious')
+    })
+  })
+
+  test('a format that can only be opened costs a file nothing, with overwrite too', async () => {
+    await inDirectory(async (directory) => {
+      const file = path.join(directory, 'image')
+      fs.writeFileSync(file, 'precious')
+      const format = { name: 'read-only', open: () => Promise.reject(new Error('not reached')) }
+      const error = await failure(create(file, { format, size, engine, overwrite: true }))
+      expect(error).toMatchObject({ code: 'EOPNOTSUPP' })
+      expect(fs.readFileSync(file, 'utf8')).toBe('precious')
+    })
+  })
+
+  // The file was emptied before its new size was asked for.
+  test('a size that the system refuses costs a file nothing, with overwrite too', async () => {
+    await inDirectory(async (directory) => {
+      const file = path.join(directory, 'image')
+      fs.writeFileSync(file, 'precious')
+      const script = `
+        import { create } from 'multiwrite'
+        const options = { size: ${size}, overwrite: true, engine: '${engine}' }
+        console.log(await create(process.env.TARGET, options).catch(({ code }) => code))
+      `
+      const child = await runChild(script, { env: { TARGET: file }, wrapper: ['prlimit', `--fsize=${size / 2}`] })
+      expect(child).toEqual({ code: 0, signal: null, stdout: 'EFBIG\n', stderr: '' })
       expect(fs.readFileSync(file, 'utf8')).toBe('precious')
     })
   })
