@@ -4,25 +4,12 @@
 import type { Blocks } from './blocks.ts'
 import type { EngineInfo } from './choose-engine.ts'
 import type { Dispatch } from './dispatch.ts'
-import type { AbortError, BlockError } from './errors.ts'
+import type { BlockError } from './errors.ts'
 import type { CheckResult } from './format/driver.ts'
 import type { DeviceLimits } from './limits.ts'
 import type { MergeMode } from './options.ts'
 import type { Limits } from './planner/units.ts'
 import type { Stats } from './stats.ts'
-import type { Submission, SubmissionOwner } from './submission.ts'
-
-/** Takes submissions whose turn has come, and carries them out. */
-export interface SubmissionQueue {
-  /** Puts submissions behind those that wait; `pump` sends them. */
-  enqueue(submissions: readonly Submission[]): void
-  /** Sends what may be in flight. */
-  pump(): void
-  /** Makes durable what has ended. `done` gets 0 or a negative errno, never inside the call. */
-  flush(done: (result: number) => void): void
-  /** Withdraws requests of batches from the submissions that were never sent. */
-  withdraw(leaving: ReadonlyMap<SubmissionOwner, ReadonlyMap<number, AbortError>>): void
-}
 
 /** What is done to ranges besides reading and writing. Each waits for its turn in the order of calls. */
 export interface RangeOperations {

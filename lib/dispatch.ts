@@ -6,7 +6,6 @@
 
 import { AsyncResource } from 'node:async_hooks'
 import { onAbort } from './abort.ts'
-import type { SubmissionQueue } from './backend.ts'
 import { Batch, type BatchContext } from './batch.ts'
 import type { Blocks } from './blocks.ts'
 import { Durability } from './durability.ts'
@@ -17,6 +16,7 @@ import type { CheckedCallOptions, MergeMode } from './options.ts'
 import type { Limits, MayFill } from './planner/units.ts'
 import { type Callback, isUint8Array, type Work } from './requests.ts'
 import type { Counters } from './stats.ts'
+import type { Submission, SubmissionOwner } from './submission.ts'
 
 /** What a batch came to. */
 export interface BatchResult {
@@ -24,6 +24,18 @@ export interface BatchResult {
   requests: number
   /** Requests that failed; each told its callback. */
   failed: number
+}
+
+/** Takes submissions whose turn has come, and carries them out. */
+export interface SubmissionQueue {
+  /** Puts submissions behind those that wait; `pump` sends them. */
+  enqueue(submissions: readonly Submission[]): void
+  /** Sends what may be in flight. */
+  pump(): void
+  /** Makes durable what has ended. `done` gets 0 or a negative errno, never inside the call. */
+  flush(done: (result: number) => void): void
+  /** Withdraws requests of batches from the submissions that were never sent. */
+  withdraw(leaving: ReadonlyMap<SubmissionOwner, ReadonlyMap<number, AbortError>>): void
 }
 
 /** What dispatching needs to know of its device. */

@@ -7,6 +7,7 @@
 // them; when it has, more is sent first and users are called back last.
 
 import { constants } from 'node:os'
+import type { SubmissionQueue } from './dispatch.ts'
 import type { Engine, Operation } from './engine.ts'
 import type { AbortError } from './errors.ts'
 import { Flights } from './flights.ts'
@@ -34,7 +35,7 @@ const { EAGAIN, EINTR } = constants.errno
  */
 const RETRY_DELAY_MS = 1
 
-export class Queue implements Lane {
+export class Queue implements SubmissionQueue, Lane {
   readonly #engine: Engine
   readonly #staging: Staging = threadStaging()
   readonly #gate: Gate

@@ -3,8 +3,8 @@
 // what may go next is sent first, and users are called back last. Resuming and retrying are the host's business.
 
 import { constants } from 'node:os'
-import type { SubmissionQueue } from '../backend.ts'
 import type { Blocks } from '../blocks.ts'
+import type { SubmissionQueue } from '../dispatch.ts'
 import { type AbortError, BlockError } from '../errors.ts'
 import type { Gate } from '../gate.ts'
 import { Isolation, mustIsolate } from '../isolation.ts'
