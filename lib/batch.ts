@@ -60,6 +60,8 @@ export class Batch implements SubmissionOwner {
   #answered: number[] = []
   #isFinished = false
   #firstUnits: Int32Array | null = null
+  /** Per request: 1 where it goes out with FUA although it does not ask for it. */
+  #raised: Uint8Array | null = null
   /** Whether requests overlap that were planned together. */
   #overlaps = false
 
@@ -90,6 +92,16 @@ export class Batch implements SubmissionOwner {
   /** Whether a request may share a submission with others of its batch. */
   mayMerge(owner: number): boolean {
     return this.#context.mode === 'full' && this.work.noMerge?.[owner] !== 1
+  }
+
+  /** Whether a request asks for FUA, or covers one of its batch that does. */
+  goesWithFua(owner: number): boolean {
+    return this.work.fua?.[owner] === 1 || this.#raised?.[owner] === 1
+  }
+
+  raiseFua(owner: number): void {
+    this.#raised ??= uint8s(this.work.count)
+    this.#raised[owner] = 1
   }
 
   ownerOf(unit: number): number {
@@ -314,7 +326,7 @@ export class Batch implements SubmissionOwner {
       offset[i] = Math.max(from, start)
       length[i] = Math.min(from + work.units.length[u]!, end) - offset[i]!
       cut[i] = offset[i]! - from
-      if (fua !== null) fua[i] = work.units.fua![u]!
+      if (fua !== null) fua[i] = this.goesWithFua(this.ownerOf(u)) ? 1 : 0
     }
     return { units: { count, offset, length, fua }, map: { unit: unitOf, start: cut } }
   }

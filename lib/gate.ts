@@ -138,6 +138,7 @@ export class Gate {
       const hold = new Hold<Waiter>(start, end, work.read, { batch, owner })
       const before = tracker.frontier(hold)
       const blocked = before.some((other) => other.tag.batch !== batch || other.blockers > 0 || !together(other, hold))
+      if (work.fua !== null) inheritFua(batch, owner, before)
       tracker.add(hold, blocked ? before : [])
       if (!blocked) free.push(owner)
       holds.push(hold)
@@ -179,6 +180,11 @@ export class Gate {
 }
 
 const NONE: readonly Hold<Waiter>[] = []
+
+/** What was asked to be on stable storage is not to be hidden by bytes that are not: they go out with FUA, too. */
+function inheritFua(batch: Batch, owner: number, before: readonly Hold<Waiter>[]): void {
+  if (before.some(({ tag }) => tag.batch === batch && batch.goesWithFua(tag.owner))) batch.raiseFua(owner)
+}
 
 /** Whether two requests of one batch can be settled by one plan. */
 function together(a: Hold<Waiter>, b: Hold<Waiter>): boolean {

@@ -246,6 +246,23 @@ describe.skipIf(noStrace !== '')(`memory that goes on where the last piece ended
   })
 })
 
+// What was asked to be durable must not be hidden by bytes that are not.
+describe.skipIf(noStrace !== '')(`requests that cover one with FUA, but are not merged with it${noStrace}`, () => {
+  test.each([
+    ['noMerge', ', noMerge: true', [true, true, false]],
+    ['merged', '', [true, false]],
+  ] as const)('%s', async (_, more, wanted) => {
+    const batch = `[
+      { offset: 0, data, fua: true${more} },
+      { offset: 2048, data: data.subarray(100, 2148)${more} },
+      { offset: 8192, data${more} },
+    ]`
+    const text = await straced('threads', bufferedFile, batch, 'pwrite64,pwritev,pwritev2')
+    const writes = [...text.matchAll(/pwrite\w+\(\d+, .*/g)].map(([line]) => line.includes('RWF_DSYNC'))
+    expect(writes.sort()).toEqual([...wanted].sort())
+  })
+})
+
 describe.each(engines.filter((engine) => engine === 'io_uring'))(`%s: system calls${noStrace}`, (engine) => {
   /** How many entries each io_uring_enter that submits anything has submitted, while `batch` was written. */
   const submitted = async (target: typeof bufferedFile, batch: string): Promise<number[]> => {
