@@ -147,6 +147,55 @@ describe('requests', () => {
     })
   })
 
+  test.each([512, 65536])(
+    'a host that can not grow refuses writes, not flushes: clusters of %d bytes',
+    async (clusterSize) => {
+      await inDirectory(async (directory) => {
+        const image = imageIn(directory)
+        const made = await create(image, { format: 'qcow2', size: 32 << 20, clusterSize })
+        await made.close()
+        const recorder = new Recorder()
+        const disk = await open(image, { format: recorder.driver() })
+        let max = Number.POSITIVE_INFINITY
+        const run = recorder.run.bind(recorder)
+        recorder.run = (kind, act) => {
+          if (kind === 'truncate' && fs.statSync(image).size >= max) {
+            return Promise.reject(Object.assign(new Error('no'), { code: 'EFBIG' }))
+          }
+          return run(kind, act)
+        }
+        const model = Buffer.alloc(32 << 20)
+        const fill = async (from: number, to: number): Promise<number> => {
+          let refused = 0
+          for (let at = from; at < to; at += 65536) {
+            const data = Buffer.alloc(65536, 1 + ((at / 65536) % 251))
+            const done = await disk.write(at, data).then(
+              () => true,
+              () => false,
+            )
+            if (done) model.set(data, at)
+            else refused++
+            if (at % (256 << 10) === 0) await disk.flush()
+          }
+          return refused
+        }
+        expect(await fill(0, 1 << 20)).toBe(0)
+        max = 0
+        expect(await fill(1 << 20, 8 << 20)).toBeGreaterThan(50)
+        await disk.flush()
+        if (noQemu === '') expect([0, 3]).toContain(qemuCheck(image).status)
+        max = Number.POSITIVE_INFINITY
+        expect(await fill(8 << 20, 12 << 20)).toBe(0)
+        const into = Buffer.alloc(12 << 20)
+        await disk.read(0, into)
+        expect(difference(into, model.subarray(0, 12 << 20))).toBeNull()
+        expect(await disk.check()).toMatchObject({ corruptions: 0, leaks: 0, checkErrors: 0 })
+        await disk.close()
+        if (noQemu === '') expect(qemuCheck(image)).toMatchObject({ status: 0 })
+      })
+    },
+  )
+
   test('one flush of many callers; a flush that failed stays failed, and plain writes go on', async () => {
     await inDirectory(async (directory) => {
       const recorder = new Recorder()

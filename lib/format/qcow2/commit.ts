@@ -35,6 +35,8 @@ interface Taken {
 const DIRTY_TABLES_MAX = 64
 /** The same for reference counts that are put off. */
 const LAZY_BLOCKS_MAX = 1024
+/** Commits at the end. */
+const COMMITS_MAX = 32
 /** Clusters that wait for one, to be free. */
 const FREED_MAX = 1 << 16
 
@@ -91,10 +93,19 @@ export class Committer {
   /** The last one: reference counts included, and those that are lower now. */
   async finish(): Promise<void> {
     this.lazy = false
-    do {
+    // Each one writes what the one before has freed or linked; what is left after so many is lost space at the worst.
+    for (let n = 0; n < COMMITS_MAX; n++) {
       await this.commit()
       await this.#freeing
-    } while (this.dirty)
+      if (!this.#isUnwritten()) break
+    }
+  }
+
+  /** Whether the disk lacks anything that can be written. */
+  #isUnwritten(): boolean {
+    const { tables, dirtyL1, freed } = this.#mapping
+    if (tables.dirty.size + dirtyL1.size + freed.length > 0) return true
+    return [...this.#refcounts.blocks.dirty].some(({ offset }) => offset < this.#metadata.host.size)
   }
 
   #alone(run: () => Promise<void>): Promise<void> {
@@ -107,7 +118,7 @@ export class Committer {
     const { host } = this.#metadata
     this.#metadata.assertCertain()
     // A host that could not grow when clusters were taken may be able to now.
-    if (this.dirty) this.#refcounts.coverAll()
+    if (this.dirty) await this.#refcounts.coverAll()
     const taken = this.#take(lazy)
     try {
       await this.#write([...taken.counts, ...taken.madeTables])
@@ -160,6 +171,8 @@ export class Committer {
     dirtyL1.clear()
     if (!lazy) {
       for (const table of this.#refcounts.blocks.dirty) {
+        // Where the host could not grow to: then it can't describe anything that was written, as that would lie behind it.
+        if (table.offset >= this.#metadata.host.size) continue
         if (table.dirty) taken.counts.push({ table, dirty: table.take(unit) })
         if (!table.linked) taken.blocks.push(table)
       }

@@ -71,9 +71,7 @@ export class Mapping {
     if (high === 0 && low === 0) return 0
     const offset = offsetOf(high, low)
     const reserved = (high & RESERVED_HIGH) !== 0 || (low & RESERVED_LOW) !== 0
-    // One that was made where the host could not grow to is in memory only.
-    const isOutside = offset >= this.#metadata.host.size && this.tables.get(l1Index) === undefined
-    if (reserved || offset === 0 || offset % this.clusterSize !== 0 || isOutside) {
+    if (reserved || offset === 0 || offset % this.clusterSize !== 0 || offset >= this.#metadata.host.size) {
       throw this.#metadata.fail(`entry ${l1Index} of the L1 table is ${hex(high, low)}`)
     }
     return offset
@@ -123,6 +121,10 @@ export class Mapping {
     if (source !== null) source.pins++
     try {
       const { first, virgin } = await this.#refcounts.allocate(1)
+      if (!(await this.#refcounts.covers(first + 1))) {
+        await this.#refcounts.release([first])
+        throw this.#metadata.noSpace()
+      }
       const offset = first * this.clusterSize
       const table = new Table(l1Index, offset, this.#metadata.memory(this.clusterSize), false)
       if (source !== null) table.bytes.set(source.bytes)

@@ -57,15 +57,16 @@ export class Metadata {
       await this.write(offset, bytes)
       await this.host.flush()
     } catch (error) {
-      this.#uncertain = new BlockError(constants.errno.EIO, {
-        syscall: 'qcow2',
-        path: this.host.path,
-        reason: 'a write of the header failed: open the image again to see which table it refers to',
-        cause: error,
-      })
-      this.#failure ??= this.#uncertain
-      throw error
+      throw this.giveUp('a write of the header failed: open the image again to see which table it refers to', error)
     }
+  }
+
+  /** Nothing is written any more, not even what was accepted: what is on the disk is in order, and would not be afterwards. */
+  giveUp(reason: string, cause: unknown): BlockError {
+    const { path } = this.host
+    this.#uncertain ??= new BlockError(constants.errno.EIO, { syscall: 'qcow2', path, reason, cause })
+    this.#failure ??= this.#uncertain
+    return this.#uncertain
   }
 
   #count(bytes: number): void {

@@ -49,6 +49,7 @@ export class Refcounts {
   #end: number
   readonly #growable: boolean
   #growth = GROWTH_BYTES
+  #growing: Promise<void> = Promise.resolve()
   readonly #ahead: number
   #slow: Promise<void> = Promise.resolve()
   readonly #loading = new Map<number, Promise<Table>>()
@@ -185,21 +186,31 @@ export class Refcounts {
     return { first, count: i - start, virgin }
   }
 
-  /** Makes the host long enough for everything that was taken. */
-  coverAll(): void {
-    this.#cover(this.#end)
+  /** Makes the host long enough for everything that was taken, if it can be now. */
+  async coverAll(): Promise<void> {
+    if (this.#growable) await this.covers(this.#end).catch(() => false)
   }
 
-  /** Makes the host long enough for all clusters before this one. */
+  /** Makes the host long enough for all clusters before this one. What is written there waits for it, and fails if it does. */
   #cover(cluster: number): void {
     const bytes = cluster * this.#clusterSize
     if (bytes <= this.#host.size) return
     if (!this.#growable) throw this.#metadata.noSpace()
     const enough = Math.max(bytes, Math.min(ceilTo(bytes, this.#growth), bytes * 2))
-    // What is written there waits for it, and fails if it does. Then it may have been too much at once.
-    void this.#host.truncate(enough).catch(() => {
-      this.#growth = 1
-    })
+    this.#growing = this.#host.truncate(enough).then(
+      () => undefined,
+      () => {
+        // It may have been too much at once.
+        this.#growth = 1
+      },
+    )
+  }
+
+  /** Whether the host has all clusters before this one; makes it longer if need be. */
+  async covers(cluster: number): Promise<boolean> {
+    this.#cover(cluster)
+    await this.#growing
+    return cluster * this.#clusterSize <= this.#host.size
   }
 
   async #takeSlowly(count: number): Promise<Extent> {
@@ -235,7 +246,7 @@ export class Refcounts {
     } else {
       // It lies in the stretch that it describes, as there is no other place known to be free.
       const cluster = Math.max(this.#cursor, index * this.perBlock, index === 0 ? 1 : 0)
-      this.#cover(cluster + 1)
+      if (!(await this.covers(cluster + 1))) throw this.#metadata.noSpace()
       const virgin = cluster >= this.#end
       this.#end = Math.max(this.#end, cluster + 1)
       const block = this.#make(index, cluster, virgin)
@@ -381,12 +392,16 @@ export class Refcounts {
         await this.load(absent)
         continue
       }
-      this.#cover(first + count + missing.length)
+      const end = first + count + missing.length
+      if (end * this.#clusterSize > this.#host.size) {
+        if (!(await this.covers(end))) throw this.#metadata.noSpace()
+        continue
+      }
       missing.forEach((index, n) => {
         this.#make(index, first + count + n, this.#growable)
       })
-      this.#end = first + count + missing.length
-      return { first, blocks: this.#countOnce(first, this.#end) }
+      this.#end = end
+      return { first, blocks: this.#countOnce(first, end) }
     }
   }
 
@@ -419,7 +434,10 @@ export class Refcounts {
       const table = new Float64Array((clusters * size) / 8)
       table.set(old.table)
       this.table = table
-      const { first, blocks } = await this.#takeAtEnd(clusters)
+      const { first, blocks } = await this.#takeAtEnd(clusters).catch((error: unknown) => {
+        this.table = old.table
+        throw error
+      })
       const offset = first * size
       for (const block of blocks) if (!block.linked) block.mark(0, size)
       // Blocks that were made meanwhile by others are linked by a commit, as ever.
@@ -427,11 +445,16 @@ export class Refcounts {
         const block = this.blocks.get(index)
         return block === undefined || block.linked || blocks.has(block) ? place : 0
       })
-      await Promise.all([
-        this.#metadata.write(offset, tableBytes(known)),
-        ...[...blocks].map((block) => this.#metadata.write(block.offset, Buffer.from(block.bytes))),
-      ])
-      await this.#host.flush()
+      try {
+        await Promise.all([
+          this.#metadata.write(offset, tableBytes(known)),
+          ...[...blocks].map((block) => this.#metadata.write(block.offset, Buffer.from(block.bytes))),
+        ])
+        await this.#host.flush()
+      } catch (error) {
+        // Others may have allocated in the new blocks already, which the present table has no room for.
+        throw this.#metadata.giveUp('a longer refcount table could not be written', error)
+      }
       const fields = Buffer.alloc(12)
       writeU64(fields, offset, 0)
       fields.writeUInt32BE(clusters, 8)
