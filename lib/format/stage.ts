@@ -29,7 +29,7 @@ interface Lock {
 }
 
 /** Requests of one batch that overlap each other, directly or by way of others. */
-interface Cluster {
+interface Overlapping {
   start: number
   end: number
   owners: number[]
@@ -85,7 +85,11 @@ export class Stage {
       else submissions = submissions.concat(tag.starting.splice(0))
     }
     const groups = new Map<SubmissionOwner, number[]>()
-    for (const { batch, owners } of hold.tag.waiting) groups.set(batch, (groups.get(batch) ?? []).concat(owners))
+    for (const { batch, owners } of hold.tag.waiting) {
+      const group = groups.get(batch)
+      if (group === undefined) groups.set(batch, owners)
+      else for (const owner of owners) group.push(owner)
+    }
     for (const [batch, owners] of groups) {
       submissions = submissions.concat(
         this.#resume(
@@ -141,7 +145,7 @@ export class Stage {
   /** Puts aside the requests that meet a lock; returns the others. */
   #park(batch: SubmissionOwner, owners: readonly number[]): readonly number[] {
     const free: number[] = []
-    for (const { start, end, owners: together } of clustersOf(batch, owners)) {
+    for (const { start, end, owners: together } of overlappingOf(batch, owners)) {
       const span = this.#image.allocates?.({ offset: start, length: end - start }) ?? null
       const from = span === null ? start : Math.min(start, span.offset)
       const to = span === null ? end : Math.max(end, span.offset + span.length)
@@ -188,11 +192,11 @@ function rangesOf(batch: SubmissionOwner, owners: readonly number[]): Range[] {
   return ranges
 }
 
-function clustersOf(batch: SubmissionOwner, owners: readonly number[]): Cluster[] {
+function overlappingOf(batch: SubmissionOwner, owners: readonly number[]): Overlapping[] {
   const { offset, length } = batch.work
   const order = [...owners].sort((a, b) => offset[a]! - offset[b]!)
-  const clusters: Cluster[] = []
-  let last: Cluster | null = null
+  const groups: Overlapping[] = []
+  let last: Overlapping | null = null
   for (const owner of order) {
     const start = offset[owner]!
     const end = start + length[owner]!
@@ -201,8 +205,8 @@ function clustersOf(batch: SubmissionOwner, owners: readonly number[]): Cluster[
       last.owners.push(owner)
     } else {
       last = { start, end, owners: [owner] }
-      clusters.push(last)
+      groups.push(last)
     }
   }
-  return clusters
+  return groups
 }

@@ -9,6 +9,7 @@
 // Clusters past the former end of a file have never been written: they read as zeros, and need no padding.
 
 import type { FormatHost } from '../driver.ts'
+import { readCount, writeCount } from './counts.ts'
 import type { Header } from './header.ts'
 import { ceilTo, FIELD, REFCOUNT_TABLE_BYTES_MAX, readU64, writeU64 } from './layout.ts'
 import type { Metadata } from './metadata.ts'
@@ -87,53 +88,13 @@ export class Refcounts {
     return 2 ** (2 ** this.#order) - 1
   }
 
-  get({ bytes, view }: Table, i: number): number {
-    switch (this.#order) {
-      case 3:
-        return bytes[i]!
-      case 4:
-        return view.getUint16(i * 2)
-      case 5:
-        return view.getUint32(i * 4)
-      case 6:
-        return readU64(bytes, i * 8)
-      default: {
-        const bits = 2 ** this.#order
-        const perByte = 8 / bits
-        return (bytes[Math.floor(i / perByte)]! >> ((i % perByte) * bits)) & (2 ** bits - 1)
-      }
-    }
+  get(block: Table, i: number): number {
+    return readCount(block, this.#order, i)
   }
 
   set(block: Table, i: number, value: number): void {
-    const { bytes, view } = block
     this.blocks.soil(block)
-    switch (this.#order) {
-      case 3:
-        bytes[i] = value
-        block.mark(i, i + 1)
-        break
-      case 4:
-        view.setUint16(i * 2, value)
-        block.mark(i * 2, i * 2 + 2)
-        break
-      case 5:
-        view.setUint32(i * 4, value)
-        block.mark(i * 4, i * 4 + 4)
-        break
-      case 6:
-        writeU64(bytes, value, i * 8)
-        block.mark(i * 8, i * 8 + 8)
-        break
-      default: {
-        const bits = 2 ** this.#order
-        const perByte = 8 / bits
-        const at = Math.floor(i / perByte)
-        const shift = (i % perByte) * bits
-        bytes[at] = (bytes[at]! & ~((2 ** bits - 1) << shift)) | (value << shift)
-        block.mark(at, at + 1)
-      }
-    }
+    writeCount(block, this.#order, i, value)
   }
 
   /** Takes up to `count` free clusters that follow each other, at least one; their counts are 1 then. */
