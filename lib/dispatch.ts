@@ -8,6 +8,7 @@ import { AsyncResource } from 'node:async_hooks'
 import { onAbort } from './abort.ts'
 import { Batch, type BatchContext } from './batch.ts'
 import type { Blocks } from './blocks.ts'
+import { batchesAreWatched, introduce, watchBatch } from './diagnostics.ts'
 import { Durability } from './durability.ts'
 import { AbortError, BlockError, MultiwriteError } from './errors.ts'
 import { Gate, type Staged } from './gate.ts'
@@ -84,6 +85,7 @@ export class Dispatch {
   constructor(options: DispatchOptions) {
     const { blocks, merge, counters, path, engineName, mayFill } = options
     this.#options = options
+    introduce(options.counters, { path: options.path, engine: options.engineName })
     this.durability = new Durability((done) => this.#sync(done))
     let direct = { ...merge, alignment: blocks.alignment, tail: blocks.tail }
     this.#context = {
@@ -109,6 +111,11 @@ export class Dispatch {
 
   /** Carries out the requests of one call. */
   run(work: Work, signal: AbortSignal | undefined): Promise<BatchResult> {
+    if (!batchesAreWatched()) return this.#run(work, signal)
+    return watchBatch(this.#options.counters, work, () => this.#run(work, signal))
+  }
+
+  #run(work: Work, signal: AbortSignal | undefined): Promise<BatchResult> {
     this.sendGathered()
     const counters = work.read ? this.#options.counters.read : this.#options.counters.write
     counters.requests += work.count
@@ -225,16 +232,29 @@ export class Dispatch {
 
   #startGathered({ collector, callers }: Gathered): void {
     const listening: (() => void)[] = []
+    const work = collector.finish([])
+    let failed = 0
     const batch = this.#start(
-      collector.finish([]),
+      work,
       (owner, error) => {
         if (error === null) callers[owner]!.resolve()
-        else callers[owner]!.reject(error)
+        else {
+          failed++
+          callers[owner]!.reject(error)
+        }
       },
       () => {
         for (const stop of listening) stop()
+        over?.({ requests: work.count, failed })
       },
     )
+    let over: ((result: BatchResult) => void) | null = null
+    if (batchesAreWatched()) {
+      const ended = new Promise<BatchResult>((resolve) => {
+        over = resolve
+      })
+      void watchBatch(this.#options.counters, work, () => ended)
+    }
     for (const [signal, owners] of ownersBySignal(callers)) {
       const leave = (): void => this.#leave(batch, owners, signal)
       // Raised while the calls were being gathered: nothing of them has been submitted.

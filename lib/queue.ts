@@ -7,6 +7,7 @@
 // them; when it has, more is sent first and users are called back last.
 
 import { constants } from 'node:os'
+import { tellSubmission } from './diagnostics.ts'
 import type { SubmissionQueue } from './dispatch.ts'
 import type { Engine, Operation } from './engine.ts'
 import type { AbortError } from './errors.ts'
@@ -392,6 +393,7 @@ export class Queue implements SubmissionQueue, Lane {
     const counters = submission.read ? this.#counters.read : this.#counters.write
     counters.submissions++
     counters.bytes += submission.length
+    tellSubmission(this.#counters, submission)
   }
 }
 
