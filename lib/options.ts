@@ -32,6 +32,7 @@ export interface BackingFile {
   readonly backing?: Backing | null | undefined
 }
 
+/** Options of `open`. */
 export interface OpenOptions {
   /** What is in the file, or a driver that knows it; never guessed from its content. Default `'raw'`. */
   readonly format?: 'raw' | 'qcow2' | FormatDriver | undefined
@@ -61,6 +62,7 @@ export interface OpenOptions {
   readonly ordered?: boolean | undefined
 }
 
+/** Options of `create`. */
 export interface CreateOptions extends OpenOptions {
   /** Size of the image in bytes; of qcow2 a multiple of 512. */
   readonly size: number | bigint
