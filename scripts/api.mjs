@@ -43,7 +43,14 @@ function declarationOf(name, file) {
   const start = lines.findIndex((line) =>
     new RegExp(`^export (?:declare )?(?:class|interface|type|function|const) ${name}\\b`).test(line),
   )
-  if (start < 0) throw new Error(`${name} is not declared in ${file}`)
+  if (start < 0) {
+    // Passed on from another file.
+    for (const [, names, from] of lines.join('\n').matchAll(/^(?:import|export) (?:type )?\{([^}]*)\} from '(.*)';$/gm)) {
+      const passedOn = names.split(',').some((one) => one.trim().replace(/^type /, '') === name)
+      if (passedOn) return declarationOf(name, join(dirname(file), from.replace(/\.[jt]s$/, '.d.ts')))
+    }
+    throw new Error(`${name} is not declared in ${file}`)
+  }
   let end = start
   // A block ends with a brace at the margin, anything else with its semicolon.
   if (/\{$/.test(lines[start])) while (!/^\}/.test(lines[end])) end++
