@@ -45,7 +45,9 @@ function declarationOf(name, file) {
   )
   if (start < 0) {
     // Passed on from another file.
-    for (const [, names, from] of lines.join('\n').matchAll(/^(?:import|export) (?:type )?\{([^}]*)\} from '(.*)';$/gm)) {
+    for (const [, names, from] of lines
+      .join('\n')
+      .matchAll(/^(?:import|export) (?:type )?\{([^}]*)\} from '(.*)';$/gm)) {
       const passedOn = names.split(',').some((one) => one.trim().replace(/^type /, '') === name)
       if (passedOn) return declarationOf(name, join(dirname(file), from.replace(/\.[jt]s$/, '.d.ts')))
     }

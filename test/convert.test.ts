@@ -84,6 +84,16 @@ describe.skipIf(noQcow2 !== '')(`qcow2${noQcow2 && ` (${noQcow2})`}`, () => {
     expect(sound.stdout).toMatch(/^clusters {2}64 of 128 allocated/m)
   })
 
+  test('one that does not end with a whole sector is filled up with zeros', async () => {
+    const [odd, image, back] = [inside('odd'), inside('odd.qcow2'), inside('odd-back')]
+    fs.writeFileSync(odd, content.subarray(0, MIB + 100))
+    expect(await cli(['convert', odd, image])).toMatchObject({ status: 0 })
+    run('qemu-img', 'convert', '-f', 'qcow2', '-O', 'raw', image, back)
+    const found = fs.readFileSync(back)
+    expect(found).toHaveLength(MIB + 512)
+    expect(found.subarray(0, MIB + 100).equals(content.subarray(0, MIB + 100))).toBe(true)
+  })
+
   test('one that qemu-img made becomes a raw image, and is written to a file as what is in it', async () => {
     const image = inside('theirs.qcow2')
     run('qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', raw, image)

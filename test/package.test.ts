@@ -146,6 +146,31 @@ describe.each([20, 22, 24, 26])('installed without scripts, on Node %i', (major)
   })
 })
 
+test('each example and each command runs from the installed package alone', () => {
+  const folderOf = (name: string): string => path.join(folder, name)
+  fs.cpSync(path.join(root, 'examples'), folderOf('examples'), { recursive: true })
+  const clean = { ...process.env }
+  delete clean.MULTIWRITE_ADDON
+  const ran = (file: string, ...args: string[]): string => {
+    const { status, stdout, stderr } = spawnSync(process.execPath, [folderOf(file), ...args], {
+      cwd: folder,
+      encoding: 'utf8',
+      env: clean,
+    })
+    expect({ file, args, status, stderr: status === 0 ? '' : stderr }).toEqual({ file, args, status: 0, stderr: '' })
+    return stdout
+  }
+  ran('examples/vm-image.mjs', 'vm.img')
+  ran('examples/flash.mjs', 'vm.img', 'flashed.img')
+  ran('examples/latency.mjs', 'probe', '20')
+  expect(ran('examples/prometheus.mjs')).toContain('multiwrite_requests_total')
+  const command = 'node_modules/.bin/multiwrite'
+  expect(ran(command, 'info', 'vm.img')).toContain('a file of 64 MiB')
+  expect(ran(command, 'write', 'vm.img', 'written.img')).toContain('every byte is right')
+  expect(fs.readFileSync(folderOf('written.img')).equals(fs.readFileSync(folderOf('vm.img')))).toBe(true)
+  expect(ran(command, 'replay')).toContain('Every byte is right')
+})
+
 test('import and require give the same objects', () => {
   const { stdout, stderr } = run(`
     import { createRequire } from 'node:module'

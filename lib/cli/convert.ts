@@ -8,6 +8,8 @@ import { progressDescriptor } from './progress.ts'
 import { type Backing, FORMATS, openSource } from './source.ts'
 import { confirm, examine, refuseOwnGround } from './target.ts'
 
+const SECTOR_BYTES = 512
+
 const USAGE = `usage: multiwrite convert [options] IMAGE TARGET
 
 Writes what is in IMAGE to TARGET, an image file of another format, and
@@ -85,7 +87,11 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
       verify: !values['no-verify'],
       json: values.json ?? false,
       descriptor,
-      open: () => create(path, { format: to, size: size ?? 0, overwrite, engine } as Parameters<typeof create>[1]),
+      // A raw image may end anywhere, a qcow2 image has whole sectors.
+      open: () => {
+        const whole = to === 'qcow2' ? Math.ceil(size! / SECTOR_BYTES) * SECTOR_BYTES : (size ?? 0)
+        return create(path, { format: to, size: whole, overwrite, engine } as Parameters<typeof create>[1])
+      },
       reopen: (direct) => open(path, { format: to, readOnly: true, direct } as Parameters<typeof open>[1]),
     })
   } finally {
