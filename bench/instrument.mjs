@@ -1,7 +1,7 @@
 // Does the instrument tell the truth? `multiwrite bench` and fio measure the same device under the same load, in turns, and the
 // figures are laid side by side: requests per second, p50 and p99 of the total latency, at several depths, unmerged.
 //
-//   node bench/instrument.mjs [--target=loop|disk] [--rw=randwrite] [--bs=4k] [--depths=8,32,128,1] [--rounds=7] [--runtime=1]
+//   node bench/instrument.mjs [--target=loop|disk] [--rw=randwrite] [--bs=4k] [--depths=8,32,128,1] [--rounds=7] [--runtime=1] [--batch=1]
 //
 // Agreement means: the median of ours lies within what fio's own rounds spread over, or within 5 % of fio's median (p99: 10 %).
 // It can be expected where the device sets the pace. Where it answers faster than a request can be made and handed over, both
@@ -30,6 +30,7 @@ const { values } = parseArgs({
     depths: { type: 'string', default: '8,32,128,1' },
     rounds: { type: 'string', default: '7' },
     runtime: { type: 'string', default: '1' },
+    batch: { type: 'string', default: '1' },
     json: { type: 'string' },
   },
 })
@@ -51,7 +52,8 @@ function diskFile() {
 async function compared(target, depth) {
   const args = [
     ...['bench', `--filename=${target}`, `--size=${SIZE}`, '--direct=1', '--merge=off', '--force', '--json'],
-    ...[`--rw=${values.rw}`, `--bs=${values.bs}`, `--iodepth=${depth}`, '--compare=fio'],
+    ...[`--rw=${values.rw}`, `--bs=${values.bs}`, `--iodepth=${depth}`, `--batch=${values.batch}`],
+    '--compare=fio',
     ...[`--rounds=${values.rounds}`, `--runtime=${values.runtime}`, '--ramp=0.5'],
   ]
   const { stdout } = await promisify(execFile)(process.execPath, [MAIN, ...args], { maxBuffer: 64 << 20 })
@@ -74,7 +76,8 @@ if (fioVersion() === null) {
 }
 const target = values.target === 'disk' ? diskFile() : loopDevice(SIZE)
 console.log(`${values.rw} ${values.bs}, ${target.name}; ${values.rounds} rounds in turns, ${values.runtime} s each`)
-console.log(`multiwrite bench (unmerged, a call per request) beside ${fioVersion()} (io_uring)\n`)
+const calls = values.batch === '1' ? 'a call per request' : `up to ${values.batch} requests in a call`
+console.log(`multiwrite bench (unmerged, ${calls}) beside ${fioVersion()} (io_uring)\n`)
 
 /** @type {Record<string, Contender[]>} */
 const all = {}
