@@ -1,7 +1,8 @@
 // Does the instrument tell the truth? `multiwrite bench` and fio measure the same device under the same load, in turns, and the
 // figures are laid side by side: requests per second, p50 and p99 of the total latency, at several depths, unmerged.
 //
-//   node bench/instrument.mjs [--target=loop|disk] [--rw=randwrite] [--bs=4k] [--depths=8,32,128,1] [--rounds=7] [--runtime=1] [--batch=1]
+//   node bench/instrument.mjs [--target=loop|disk] [--rw=randwrite] [--bs=4k] [--depths=8,32,128,1] [--batch=1]
+//                             [--rounds=7] [--runtime=1]
 //
 // Agreement means: the median of ours lies within what fio's own rounds spread over, or within 5 % of fio's median (p99: 10 %).
 // It can be expected where the device sets the pace. Where it answers faster than a request can be made and handed over, both
