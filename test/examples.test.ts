@@ -58,6 +58,13 @@ test('prometheus: a scrape that its text format allows, with the true counts', (
   expect(text).toMatch(/multiwrite_batch_seconds\{[^}]*quantile="0.99"\} 0\.\d+/)
 })
 
+// That of window.mjs, a format driver, stands with the tests of drivers.
 test('there is a test for each', () => {
-  expect(fs.readdirSync(examples).sort()).toEqual(['flash.mjs', 'latency.mjs', 'prometheus.mjs', 'vm-image.mjs'])
+  expect(fs.readdirSync(examples).sort()).toEqual([
+    'flash.mjs',
+    'latency.mjs',
+    'prometheus.mjs',
+    'vm-image.mjs',
+    'window.mjs',
+  ])
 })
