@@ -198,24 +198,30 @@ describe('a closed loop', () => {
     const counted = new Histogram(measured.write.lat).count
     expect(counted).toBeGreaterThan(0)
     expect(counted).toBeLessThan(target.calls.length)
-    expect(measured.elapsed_ms).toBeLessThan(target.calls.length * 2)
   })
 
   test('adds up the two parts of a latency to the whole', async () => {
     const { measured } = await run(new FakeTarget((answer) => setTimeout(answer, 3)), { requests: 80 })
     const [slat, clat, lat] = [measured.write.slat, measured.write.clat, measured.write.lat]
     expect(slat.sum + clat.sum).toBeCloseTo(lat.sum, -1)
-    expect(clat.min).toBeGreaterThan(2e6)
+    // The first of a turn has waited as long as the target takes.
+    expect(clat.max).toBeGreaterThan(2e6)
   })
 })
 
 describe('an open loop', () => {
   test('makes as many requests as the rate says, also on a target that is idle in between', async () => {
     const target = new FakeTarget()
-    await run(target, { rate: 500, requests: Number.POSITIVE_INFINITY, runtime_ns: 400e6 })
-    // Those that were due by the end: 0 ms, 2 ms, ... A machine that stands still at the end can miss some.
-    expect(target.calls.length).toBeLessThanOrEqual(200)
-    expect(target.calls.length).toBeGreaterThan(150)
+    const { measured } = await run(target, { rate: 500, requests: Number.POSITIVE_INFINITY, runtime_ns: 400e6 })
+    // Due at 0 ms, 2 ms, ... 398 ms. Those that this machine was too late for are told, not dropped.
+    expect(target.calls.length + measured.unstarted).toBe(200)
+    expect(new Histogram(measured.write.lat).count).toBe(target.calls.length)
+  })
+
+  test('is never faster than the rate', async () => {
+    const before = performance.now()
+    await run(new FakeTarget(), { rate: 500, requests: 100 })
+    expect(performance.now() - before).toBeGreaterThan(197)
   })
 
   test('counts latency from the intended start when the target stands still', async () => {
@@ -244,7 +250,7 @@ describe('an open loop', () => {
     const made = new Histogram(measured.write.lat).count
     expect(made).toBeLessThanOrEqual(51)
     expect(measured.unstarted).toBeGreaterThan(400)
-    expect(made + measured.unstarted).toBeLessThanOrEqual(500)
+    expect(made + measured.unstarted).toBe(500)
     expect(new Histogram(measured.write.lat).max).toBeGreaterThan(400e6)
   })
 })
