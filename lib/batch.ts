@@ -84,9 +84,9 @@ export class Batch implements SubmissionOwner {
     this.#open = work.count
   }
 
-  /** Whether all requests can be planned as one: none stands for itself. */
+  /** Whether all requests can be planned as one: none stands for itself, or it is the only one. */
   get mergeable(): boolean {
-    return this.#context.mode === 'full' && this.work.noMerge === null
+    return this.work.count === 1 || (this.#context.mode === 'full' && this.work.noMerge === null)
   }
 
   /** Whether a request may share a submission with others of its batch. */

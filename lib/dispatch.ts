@@ -122,7 +122,7 @@ export class Dispatch {
     return new Promise((resolve, reject) => {
       const callbacks = work.callbacks
       const context = callbacks === null ? null : new AsyncResource('multiwrite')
-      const unheard = new Map<number, Error>()
+      let unheard: Map<number, Error> | null = null
       let failed = 0
       let withdrawn = 0
       const batch = this.#start(
@@ -136,20 +136,21 @@ export class Dispatch {
             // A scope of its own for each, made in the caller's: what one callback enters, the next does not see.
             callBack(() => context!.runInAsyncScope(() => scoped(callback, request, error)))
           } else if (error !== null && !(error instanceof AbortError)) {
+            unheard ??= new Map()
             unheard.set(owner, error)
           }
         },
         () => {
           stopListening?.()
-          const owners = [...unheard.keys()].sort((a, b) => a - b)
-          const errors = owners.map((owner) => unheard.get(owner)!)
-          if (withdrawn > 0) {
-            reject(new AbortError(signal?.reason, work.count - withdrawn - failed, owners, errors))
-          } else if (unheard.size > 0) {
-            reject(new MultiwriteError(errors, owners))
-          } else {
+          if (withdrawn === 0 && unheard === null) {
             resolve({ requests: work.count, failed })
+            return
           }
+          const failures = [...(unheard ?? [])].sort(([a], [b]) => a - b)
+          const owners = failures.map(([owner]) => owner)
+          const errors = failures.map(([, error]) => error)
+          if (withdrawn > 0) reject(new AbortError(signal?.reason, work.count - withdrawn - failed, owners, errors))
+          else reject(new MultiwriteError(errors, owners))
         },
       )
       const stopListening = signal && onAbort(signal, () => this.#leave(batch, allOf(work), signal))
