@@ -181,7 +181,7 @@ export class BlockDevice {
    *
    * @param offset bytes
    * @param length bytes
-   * @returns rejects with `EOPNOTSUPP` where the device or file system can't
+   * @returns rejects with `EOPNOTSUPP` where the device, file system or format can't
    */
   async discard(offset: number | bigint, length: number | bigint): Promise<void> {
     this.#check('write')
@@ -214,7 +214,7 @@ export class BlockDevice {
    * take effect before.
    *
    * @param size bytes
-   * @returns rejects with `EOPNOTSUPP` for a block device
+   * @returns rejects with `EOPNOTSUPP` for a block device, and for what an image can't do: qcow2 only grows, to multiples of 512
    */
   async truncate(size: number | bigint): Promise<void> {
     this.#check('write')
