@@ -3,6 +3,7 @@
 //
 //     node bench/flash.mjs                 a loop device on tmpfs, an image of 1 GiB
 //     node bench/flash.mjs --mib 2048 --rounds 7 --json results.json
+//     node bench/flash.mjs --on FOLDER     the loop device goes, around the page cache, to a file in FOLDER: a disk's own speed
 //     node bench/flash.mjs --target /dev/sdX --destroy        a disk of yours, whose content is lost
 //
 // A rate counts as of the image's bytes. What the others do not do stands in rows of its own: verification, and the zeros of
@@ -21,6 +22,7 @@ const { values } = parseArgs({
   options: {
     mib: { type: 'string', default: '1024' },
     rounds: { type: 'string', default: '5' },
+    on: { type: 'string' },
     target: { type: 'string' },
     destroy: { type: 'boolean', default: false },
     json: { type: 'string' },
@@ -46,9 +48,20 @@ function makeImage(name, sparse) {
   return file
 }
 
+/** A loop device on a file that has been written whole, so that nothing is allocated while it is measured. */
+function loopOn(place) {
+  const own = fs.mkdtempSync(path.join(place, 'multiwrite-flash-'))
+  atTheLatestAtExit(() => fs.rmSync(own, { recursive: true, force: true }))
+  const file = path.join(own, 'disk')
+  execFileSync('dd', ['if=/dev/zero', `of=${file}`, 'bs=1M', `count=${bytes / MIB}`, 'conv=fsync', 'status=none'])
+  const device = execFileSync('losetup', ['--find', '--show', '--direct-io=on', file], { encoding: 'utf8' }).trim()
+  atTheLatestAtExit(() => execFileSync('losetup', ['--detach', device]))
+  return device
+}
+
 const folder = fs.mkdtempSync('/dev/shm/multiwrite-flash-')
 atTheLatestAtExit(() => fs.rmSync(folder, { recursive: true, force: true }))
-const target = values.target ?? loopDevice(bytes).path
+const target = values.target ?? (values.on === undefined ? loopDevice(bytes).path : loopOn(values.on))
 const dense = makeImage('dense', false)
 const sparse = makeImage('sparse', true)
 
