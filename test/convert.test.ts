@@ -19,8 +19,7 @@ const noQcow2 = await (async (): Promise<string> => {
   if (spawnSync('qemu-img', ['--version']).status !== 0) return 'skipped: needs qemu-img'
   const { path: folder, cleanup } = temporaryDirectory()
   try {
-    const options = { format: 'qcow2', size: MIB } as unknown as Parameters<typeof create>[1]
-    await (await create(path.join(folder, 'probe'), options)).close()
+    await (await create(path.join(folder, 'probe'), { format: 'qcow2', size: MIB })).close()
     return ''
   } catch (error) {
     return `skipped: no driver for qcow2: ${(error as Error).message}`

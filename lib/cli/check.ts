@@ -1,6 +1,6 @@
 // `multiwrite check IMAGE`: whether the metadata of a qcow2 image contradicts itself, and mends it if asked to.
 
-import { type BlockDevice, open } from '../index.ts'
+import { type CheckResult, open } from '../index.ts'
 import { type Command, EXIT, type ExitStatus, oneOf, parseArguments } from './command.ts'
 import { formatBytes, formatCount, formatField } from './report.ts'
 import { styleOf } from './style.ts'
@@ -25,21 +25,6 @@ const OPTIONS = {
   json: { type: 'boolean' },
 } as const
 
-/** What the library says of an image; as `qemu-img check` counts. */
-interface Found {
-  readonly imageEndOffset: number
-  readonly totalClusters: number
-  readonly allocatedClusters: number
-  readonly fragmentedClusters: number
-  readonly compressedClusters: number
-  readonly leaks: number
-  readonly corruptions: number
-  readonly checkErrors: number
-  readonly leaksFixed: number
-  readonly corruptionsFixed: number
-}
-type Checkable = BlockDevice & { check(options: { repair: boolean }): Promise<Found> }
-
 async function run(args: readonly string[]): Promise<ExitStatus> {
   const parsed = parseArguments(args, { usage: USAGE, options: OPTIONS, operands: ['IMAGE'] })
   if (parsed === null) return EXIT.done
@@ -47,12 +32,10 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
   const path = operands[0]!
   oneOf(values.format, 'format', ['qcow2'], USAGE)
   const repair = values.repair ?? false
-  const disk = (await open(path, { format: 'qcow2', readOnly: !repair } as unknown as Parameters<typeof open>[1]).catch(
-    (error: unknown) => {
-      throw asRefusal(error)
-    },
-  )) as Checkable
-  let found: Found
+  const disk = await open(path, { format: 'qcow2', readOnly: !repair }).catch((error: unknown) => {
+    throw asRefusal(error)
+  })
+  let found: CheckResult
   try {
     found = await disk.check({ repair })
   } finally {
@@ -62,7 +45,7 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
   return found.corruptions > 0 || found.checkErrors > 0 ? EXIT.failed : EXIT.done
 }
 
-function asText(path: string, found: Found): string {
+function asText(path: string, found: CheckResult): string {
   const { bold, danger } = styleOf(process.stdout)
   const { leaks, corruptions, checkErrors, leaksFixed, corruptionsFixed } = found
   const count = (value: number, one: string, many: string): string =>

@@ -90,9 +90,9 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
       // A raw image may end anywhere, a qcow2 image has whole sectors.
       open: () => {
         const whole = to === 'qcow2' ? Math.ceil(size! / SECTOR_BYTES) * SECTOR_BYTES : (size ?? 0)
-        return create(path, { format: to, size: whole, overwrite, engine } as Parameters<typeof create>[1])
+        return create(path, { format: to, size: whole, overwrite, engine })
       },
-      reopen: (direct) => open(path, { format: to, readOnly: true, direct } as Parameters<typeof open>[1]),
+      reopen: (direct) => open(path, { format: to, readOnly: true, direct }),
     })
   } finally {
     await source.close()

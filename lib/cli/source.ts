@@ -86,7 +86,7 @@ async function diskSource(path: string, format: Format, backing?: Backing): Prom
   // What is read from the page cache is copied, and threads copy beside each other; a ring copies in this one. A device is read
   // past the cache.
   const engine = format === 'raw' && (await stat(path)).isFile() ? 'threads' : 'auto'
-  const disk = await open(path, { format, engine, readOnly: true, ...below } as Parameters<typeof open>[1])
+  const disk = await open(path, { format, engine, readOnly: true, ...below })
   let position = 0
   return {
     description: `${format} image`,
