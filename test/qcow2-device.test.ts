@@ -277,6 +277,24 @@ describe('requests', () => {
   })
 })
 
+test('to open and close an image changes nothing, not even when it was changed', async () => {
+  await inDirectory(async (directory) => {
+    const image = imageIn(directory)
+    const made = await create(image, { format: 'qcow2', size: 1 << 20, lazyRefcounts: true })
+    await made.write(0, Buffer.alloc(4096, 1))
+    await made.close()
+    fs.utimesSync(image, 1000, 1000)
+    const before = fs.readFileSync(image)
+    const disk = await open(image, { format: 'qcow2' })
+    await disk.read(0, Buffer.alloc(8192))
+    await disk.check()
+    await disk.flush()
+    await disk.close()
+    expect(fs.readFileSync(image).equals(before)).toBe(true)
+    expect(fs.statSync(image).mtimeMs).toBe(1_000_000)
+  })
+})
+
 test('an image of no bytes, and one that grows from there', async () => {
   await inDirectory(async (directory) => {
     const image = imageIn(directory)

@@ -37,8 +37,7 @@ export async function openImage(host: FormatHost, options: FormatOptions): Promi
   const metadata = new Metadata(host, header.clusterSize)
   const l1 = await metadata.read(header.l1Offset, header.l1Size * 8)
   const table = await metadata.read(header.refcountOffset, header.refcountClusters * header.clusterSize)
-  const growable = options.readOnly || (await isGrowable(host))
-  const refcounts = new Refcounts(metadata, header, table, growable)
+  const refcounts = new Refcounts(metadata, header, table)
   const image = new Qcow2Image(metadata, header, refcounts, l1, options)
   if (!options.readOnly) await image.claimTables()
   return image
@@ -292,6 +291,7 @@ export class Qcow2Image implements FormatImage {
 
   async check({ repair }: { readonly repair: boolean }): Promise<CheckResult> {
     if (!this.#readOnly && this.#begun === true) await this.#committer.finish()
+    if (repair) this.#refcounts.growable = await isGrowable(this.#host)
     const mend = repair ? (): Promise<void> => this.#committer.finish() : null
     const result = await checkImage(this.metadata, this.#header, this.#mapping, this.#refcounts, mend)
     if (!repair || result.leaks + result.corruptions + result.checkErrors > 0) return result
@@ -334,6 +334,8 @@ export class Qcow2Image implements FormatImage {
   }
 
   async #tellBegin(): Promise<void> {
+    // Not when it is opened: setting even the same size changes when a file was last changed.
+    this.#refcounts.growable = await isGrowable(this.#host)
     const isLazy = (this.#header.compatible & COMPATIBLE.lazyRefcounts) !== 0
     // Features that are cleared by whoever does not know them: nothing in this image is kept up for them.
     if (this.#header.hasAutoclear) await this.metadata.write(FIELD.autoclear, Buffer.alloc(8))

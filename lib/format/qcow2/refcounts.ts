@@ -48,7 +48,8 @@ export class Refcounts {
   #cursor = 0
   /** Nothing was ever allocated from this one on. */
   #end: number
-  readonly #growable: boolean
+  /** Whether the host is a file; known before the first change. */
+  growable = false
   #growth = GROWTH_BYTES
   #growing: Promise<void> = Promise.resolve()
   readonly #ahead: number
@@ -57,11 +58,8 @@ export class Refcounts {
   /** Runs something when everything in memory is durable and linked, and nothing is committed meanwhile; set by the image. */
   withoutCommits: (run: () => Promise<void>) => Promise<void> = (run) => run()
 
-  /**
-   * @param table the refcount table as it is on the disk
-   * @param growable whether the host is a file
-   */
-  constructor(metadata: Metadata, header: Header, table: Buffer, growable: boolean) {
+  /** @param table the refcount table as it is on the disk */
+  constructor(metadata: Metadata, header: Header, table: Buffer) {
     this.#metadata = metadata
     this.#host = metadata.host
     this.#header = header
@@ -72,7 +70,6 @@ export class Refcounts {
     for (let i = 0; i < this.table.length; i++) this.table[i] = readU64(table, i * 8)
     const max = Math.floor(BLOCK_CACHE_BYTES / header.clusterSize)
     this.blocks = new TableCache(Math.min(BLOCKS_MAX, Math.max(BLOCKS_MIN, max)))
-    this.#growable = growable
     this.#end = Math.ceil(this.#host.size / header.clusterSize)
     const coverage = this.perBlock * header.clusterSize
     this.#ahead = Math.min(AHEAD_BLOCKS_MAX, Math.ceil(AHEAD_BYTES / coverage))
@@ -149,14 +146,14 @@ export class Refcounts {
 
   /** Makes the host long enough for everything that was taken, if it can be now. */
   async coverAll(): Promise<void> {
-    if (this.#growable) await this.covers(this.#end).catch(() => false)
+    if (this.growable) await this.covers(this.#end).catch(() => false)
   }
 
   /** Makes the host long enough for all clusters before this one. What is written there waits for it, and fails if it does. */
   #cover(cluster: number): void {
     const bytes = cluster * this.#clusterSize
     if (bytes <= this.#host.size) return
-    if (!this.#growable) throw this.#metadata.noSpace()
+    if (!this.growable) throw this.#metadata.noSpace()
     const enough = Math.max(bytes, Math.min(ceilTo(bytes, this.#growth), bytes * 2))
     this.#growing = this.#host.truncate(enough).then(
       () => undefined,
@@ -237,7 +234,7 @@ export class Refcounts {
       const i = this.#skipUsed(block, this.#cursor - base)
       const cluster = base + i
       if (i === this.perBlock || this.#metadata.isTable(cluster)) break
-      if (!this.#growable && (cluster + 1) * this.#clusterSize > this.#host.size) break
+      if (!this.growable && (cluster + 1) * this.#clusterSize > this.#host.size) break
       this.#cover(cluster + 1)
       const virgin = cluster >= this.#end
       this.set(block, i, 1)
@@ -302,7 +299,7 @@ export class Refcounts {
       await this.#coverTable(this.#end + count)
       const { first, blocks } = await this.#takeAtEnd(count)
       for (const block of blocks) block.pins--
-      return { first, count, virgin: this.#growable }
+      return { first, count, virgin: this.growable }
     })
   }
 
@@ -319,7 +316,7 @@ export class Refcounts {
         if (this.table[index]! !== 0) continue
         const { first, blocks } = await this.#takeAtEnd(1)
         for (const block of blocks) block.pins--
-        this.#make(index, first, this.#growable)
+        this.#make(index, first, this.growable)
       }
       this.#cursor = 0
     })
@@ -359,7 +356,7 @@ export class Refcounts {
         continue
       }
       missing.forEach((index, n) => {
-        this.#make(index, first + count + n, this.#growable)
+        this.#make(index, first + count + n, this.growable)
       })
       this.#end = end
       return { first, blocks: this.#countOnce(first, end) }
