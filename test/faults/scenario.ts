@@ -149,12 +149,17 @@ async function perform(
   }
   /** Memory of every kind: aligned and not, whole and in pieces. */
   const memory = (bytes: Uint8Array, kind: number): Uint8Array | Uint8Array[] => {
-    const aligned = disk.alloc(bytes.length)
-    aligned.set(bytes)
-    if (kind === 0) return aligned
+    const aligned = (part: Uint8Array): Uint8Array => {
+      const memory = disk.alloc(part.length)
+      memory.set(part)
+      return memory
+    }
+    if (kind === 0) return aligned(bytes)
     if (kind === 1) return Buffer.from(bytes)
     const cut = unit * Math.floor(bytes.length / unit / 2)
-    return [aligned.subarray(0, cut), kind === 2 ? bytes.subarray(cut) : aligned.subarray(cut)]
+    // What is allocated in a row would be one vector: the second piece lies before the first.
+    const second = kind === 2 ? bytes.subarray(cut) : aligned(bytes.subarray(cut))
+    return [aligned(bytes.subarray(0, cut)), second]
   }
   const request = (at: number, length: number, kind: number) => {
     const written = ledger.note(at * unit, content(length * unit))
