@@ -2,8 +2,8 @@
 // median over rounds whose contenders are measured one right after the other, and is met or missed.
 //
 // Both sides of a figure have as many bytes in flight, in memory of the same size: buffers made once and used over and over.
-// fio's figures are those of its job alone, without the program's start. It runs as a process: its CPU time then includes
-// io_uring's workers, as ours does.
+// fio's figures are those of its job's thread alone, without the program's start and without io_uring's workers, which take no
+// part where its CPU time is compared.
 
 import { countAllocations } from './allocations.mjs'
 import { Bench, onTarget, TARGET_BYTES } from './bench.mjs'

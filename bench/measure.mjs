@@ -16,6 +16,8 @@ import { watchOthers } from './others.mjs'
 const OTHERS_MAX = 0.15
 /** So many times the rounds asked for are measured at the most. */
 const ATTEMPTS = 2
+/** From then on, since the start of the program, disturbed rounds count: the whole suite is to end within ten minutes. */
+const PATIENCE_MS = 4 * 60_000
 
 /** How many rounds were measured, and how many of them were disturbed so much that they do not count. */
 export const roundsSoFar = { measured: 0, dropped: 0 }
@@ -71,7 +73,8 @@ export async function inTurns(contenders, { rounds, duration_ms }) {
   /** @type {{ others: number, samples: Sample[] }[]} */
   const measured = []
   let quiet = 0
-  for (let round = 0; quiet < rounds && round <= rounds * ATTEMPTS; round++) {
+  const mayGoOn = () => measured.length < rounds || (quiet < rounds && performance.now() < PATIENCE_MS)
+  for (let round = 0; mayGoOn() && round <= rounds * ATTEMPTS; round++) {
     const warmUp = round === 0
     /** @type {Sample[]} */
     const samples = []

@@ -123,8 +123,8 @@ export function fsWriteSingly(descriptor, workload) {
  */
 
 /**
- * It runs as a process (no `--thread`), so that the CPU time that it tells includes io_uring's workers. Its clock is read
- * twice a request, which costs it nothing to speak of here.
+ * Its CPU time is that of its job's own thread: io_uring's workers, which carry out its buffered writes and its blocks beyond
+ * the kernel's limits, are in nobody's account. Its clock is read twice a request, which costs it nothing to speak of here.
  *
  * @param {string} name
  * @param {FioJob} job

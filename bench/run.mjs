@@ -181,7 +181,7 @@ if (wanted.has(GOALS)) for (const { name } of goals) wanted.add(name)
 
 console.log(`${machine.kernel} ${machine.architecture}, ${machine.cores} x ${machine.processor}, node ${machine.node}, \
 ${machine.fio ?? 'no fio: its contenders are left out'}, load ${machine.load[0].toFixed(1)};
-medians of rounds, the contenders in turns; node:fs on ${machine.threadPool} threads. Ratios within a table can be compared;
+medians of rounds, the contenders in turns; node:fs on ${machine.threadPool} threads; fio's CPU time is without io_uring's workers. Ratios within a table can be compared;
 absolute figures mean little on a machine that does other things too, and none of this is a real disk.`)
 
 /** @type {{ section: string, reason: string }[]} */
