@@ -132,9 +132,7 @@ export class Dispatch {
           else if (error !== null) failed++
           const callback = callbacks?.[owner]
           if (callback !== undefined) {
-            const request = work.requests[owner]
-            // A scope of its own for each, made in the caller's: what one callback enters, the next does not see.
-            callBack(() => context!.runInAsyncScope(() => scoped(callback, request, error)))
+            callBack(context!, work.count > 1, callback, work.requests[owner], error)
           } else if (error !== null && !(error instanceof AbortError)) {
             unheard ??= new Map()
             unheard.set(owner, error)
@@ -295,19 +293,29 @@ export class Dispatch {
   }
 }
 
-/** One that throws starves no sibling: its error surfaces as an uncaught exception of its own. */
-function callBack(run: () => void): void {
+/**
+ * Calls a user's callback in the caller's context. One that throws starves no sibling: its error surfaces as an uncaught
+ * exception of its own. Siblings have a scope each, made in the caller's: what one callback enters, the next does not see.
+ */
+function callBack(
+  context: AsyncResource,
+  hasSiblings: boolean,
+  callback: Callback,
+  request: unknown,
+  error: Error | null,
+): void {
   try {
-    run()
-  } catch (error) {
+    if (hasSiblings) context.runInAsyncScope(scoped, request, callback, error)
+    else context.runInAsyncScope(callback, request, error, request)
+  } catch (thrown) {
     process.nextTick(() => {
-      throw error
+      throw thrown
     })
   }
 }
 
-function scoped(callback: Callback, request: unknown, error: Error | null): void {
-  new AsyncResource('multiwrite').runInAsyncScope(callback, request, error, request)
+function scoped(this: unknown, callback: Callback, error: Error | null): void {
+  new AsyncResource('multiwrite').runInAsyncScope(callback, this, error, this)
 }
 
 function ownersBySignal(callers: readonly Caller[]): Map<AbortSignal, number[]> {
