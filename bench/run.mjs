@@ -1,7 +1,7 @@
 // The benchmark suite: what a request costs here, beside Node's own calls and beside fio; and whether the goals are met.
 //
 //     npm run bench                        all of it: some six minutes, under ten on a busy machine
-//     npm run bench -- --quick             under a minute
+//     npm run bench -- --quick             about a minute, without the goals
 //     npm run bench -- --section goals     all goals; --section p5: one of them
 //     npm run bench -- --section random --contender 'write|fio' --rounds 5 --seconds 2
 //     npm run bench -- --json results.json
@@ -46,7 +46,7 @@ const { values } = parseArgs({
 if (values.help) {
   console.log(`node bench/run.mjs [options]
 
-  --quick            short rounds and fewer contenders: under a minute
+  --quick            short rounds, fewer contenders, no goals: about a minute
   --json FILE        also writes the results there, with a description of the machine
   --section NAME     only this one, may be repeated: ${names.join(', ')}
   --contender REGEX  only those whose names match
@@ -173,7 +173,7 @@ const settingsFor = (otherwise) => ({
 })
 const settings = settingsFor(quick ? QUICK : HOW)
 const goalSettings = settingsFor(GOAL)
-const wanted = new Set(values.section ?? names)
+const wanted = new Set(values.section ?? (quick ? sections.map(({ name }) => name) : names))
 for (const name of wanted) {
   if (!names.includes(name)) throw new RangeError(`--section ${name} is not known; there are ${names.join(', ')}`)
 }
