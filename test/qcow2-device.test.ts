@@ -318,3 +318,34 @@ test('options that can not be do not cost an existing file its content', async (
     expect(fs.readFileSync(image, 'utf8')).toBe('precious')
   })
 })
+
+test('more tables than are kept in memory, all wanted at once: no change of one is lost', async () => {
+  await inDirectory(async (directory) => {
+    const image = imageIn(directory)
+    const clusterSize = 2 << 20
+    const coverage = (clusterSize / 8) * clusterSize
+    // Of tables as large as these 16 are kept.
+    const count = 40
+    const made = await create(image, { format: 'qcow2', size: count * coverage, clusterSize })
+    const write = (disk: typeof made, cluster: number): Promise<unknown> => {
+      const offsets = Array.from({ length: count }, (_, n) => n * coverage + cluster * clusterSize)
+      return Promise.all(offsets.map((offset, n) => disk.write(offset, Buffer.alloc(512, n + 1))))
+    }
+    await write(made, 0)
+    await made.close()
+    const disk = await open(image, { format: 'qcow2', queueDepth: 64 })
+    await write(disk, 1)
+    await write(disk, 2)
+    const wrong: string[] = []
+    for (let cluster = 0; cluster < 3; cluster++) {
+      for (let n = 0; n < count; n++) {
+        const now = Buffer.alloc(512)
+        await disk.read(n * coverage + cluster * clusterSize, now)
+        if (!now.equals(Buffer.alloc(512, n + 1))) wrong.push(`cluster ${cluster} of table ${n}`)
+      }
+    }
+    expect(wrong).toEqual([])
+    expect(await disk.check()).toMatchObject({ leaks: 0, corruptions: 0, allocatedClusters: count * 3 })
+    await disk.close()
+  })
+})

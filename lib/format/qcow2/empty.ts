@@ -93,8 +93,12 @@ export class Emptying {
         place = next
         continue
       }
-      const own = this.#mapping.forWriting(l1Index)
-      const table = own instanceof Promise ? await own : own
+      let table = this.#mapping.forWriting(l1Index)
+      // Asked again: among many that arrive together, the cache may have dropped it before we got our hands on it.
+      while (table instanceof Promise) {
+        await table
+        table = this.#mapping.forWriting(l1Index)
+      }
       table.pins++
       try {
         for (; place < next; place += size) {

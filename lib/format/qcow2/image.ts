@@ -140,6 +140,8 @@ export class Qcow2Image implements FormatImage {
           continue
         }
         loading ??= []
+        // More would push each other out again; the runs load them when their turn comes.
+        if (loading.length === tables.max) return Promise.all(loading).then(() => undefined)
         loading.push(this.#mapping.load(l1Index))
       }
     }

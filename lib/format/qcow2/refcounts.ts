@@ -282,7 +282,12 @@ export class Refcounts {
         this.#metadata.fail(`cluster ${cluster} is in use and counts as free`)
         continue
       }
-      const block = this.blocks.get(index) ?? (await this.load(index))
+      let block = this.blocks.get(index)
+      // Asked again: among many that arrive together, the cache may have dropped it before we got our hands on it.
+      while (block === undefined) {
+        await this.load(index)
+        block = this.blocks.get(index)
+      }
       const count = this.get(block, cluster % this.perBlock)
       if (count === 0) {
         this.#metadata.fail(`cluster ${cluster} is in use and counts as free`)

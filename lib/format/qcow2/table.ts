@@ -74,11 +74,12 @@ export class Table {
 export class TableCache {
   readonly #tables = new Map<number, Table>()
   readonly #dirty = new Set<Table>()
-  readonly #max: number
+  /** So many are kept, and more only of those that can't be dropped. */
+  readonly max: number
   #last: Table | null = null
 
   constructor(max: number) {
-    this.#max = max
+    this.max = max
   }
 
   /** Tables that the disk does not have as they are. */
@@ -103,7 +104,7 @@ export class TableCache {
     if (before !== undefined) this.drop(before)
     this.#tables.set(table.index, table)
     this.#last = table
-    if (this.#tables.size > this.#max) this.#evict()
+    if (this.#tables.size > this.max) this.#evict()
   }
 
   drop(table: Table): void {
@@ -128,7 +129,7 @@ export class TableCache {
 
   #evict(): void {
     for (const table of this.#tables.values()) {
-      if (this.#tables.size <= this.#max) break
+      if (this.#tables.size <= this.max) break
       if (table.pins > 0 || table === this.#last || this.#dirty.has(table)) continue
       this.#tables.delete(table.index)
     }

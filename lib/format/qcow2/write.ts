@@ -97,8 +97,12 @@ export class Writing {
     let place = from
     while (place < end) {
       const l1Index = Math.floor(place / coverage)
-      const own = this.#mapping.forWriting(l1Index)
-      const table = own instanceof Promise ? await own : own
+      let table = this.#mapping.forWriting(l1Index)
+      // Asked again: among many that arrive together, the cache may have dropped it before we got our hands on it.
+      while (table instanceof Promise) {
+        await table
+        table = this.#mapping.forWriting(l1Index)
+      }
       table.pins++
       run.pinned.push(table)
       const stop = Math.min(end, (l1Index + 1) * coverage)
