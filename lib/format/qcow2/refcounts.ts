@@ -205,6 +205,8 @@ export class Refcounts {
       // It lies in the stretch that it describes, as there is no other place known to be free.
       const cluster = Math.max(this.#cursor, index * this.perBlock, index === 0 ? 1 : 0)
       if (!(await this.covers(cluster + 1))) throw this.#metadata.noSpace()
+      // Clusters that were given back meanwhile let others allocate, who make blocks ahead of need: maybe this one.
+      if (this.table[index]! !== 0) return
       const virgin = cluster >= this.#end
       this.#end = Math.max(this.#end, cluster + 1)
       const block = this.#make(index, cluster, virgin)
