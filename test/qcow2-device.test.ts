@@ -92,6 +92,59 @@ describe('requests', () => {
     })
   })
 
+  test('what follows memory that is taken away does not move up into its place, whenever that is', async () => {
+    await inDirectory(async (directory) => {
+      const below = `${directory}/below`
+      fs.writeFileSync(below, Buffer.alloc(1 << 20, 3))
+      for (let jobs = 0; jobs < 24; jobs++) {
+        const disk = await create(imageIn(directory), {
+          format: 'qcow2',
+          size: 1 << 20,
+          backing: { path: below, format: 'raw' },
+          overwrite: true,
+        })
+        // One run into a new cluster: the first write of an image tells so in the header before.
+        const [lost, kept] = [new Uint8Array(3000).fill(1), new Uint8Array(3000).fill(2)]
+        const codes: string[] = []
+        const heard = (error: { code?: string } | null): number => codes.push(error?.code ?? 'done')
+        const written = disk.multiwrite([
+          { offset: 100, data: lost, fua: true, callback: heard },
+          { offset: 3100, data: kept, callback: heard },
+        ])
+        for (let n = 0; n < jobs; n++) await null
+        structuredClone(lost.buffer, { transfer: [lost.buffer] })
+        await written
+        const now = Buffer.alloc(7000)
+        await disk.read(0, now)
+        const expected = Buffer.alloc(7000, 3)
+        expected.fill(2, 3100, 6100)
+        // Of the request that failed either content may be there.
+        expect([1, 3]).toContain(now[100])
+        expected.fill(now[100]!, 100, 3100)
+        expect({ jobs, codes, wrong: difference(now, expected) }).toEqual({
+          jobs,
+          codes: ['EFAULT', 'done'],
+          wrong: null,
+        })
+        // Nothing that had been written was lost.
+        await disk.flush()
+        const [gone, into] = [new Uint8Array(3000), new Uint8Array(3000)]
+        const read = disk.multiread([
+          { offset: 100, into: gone, callback: heard },
+          { offset: 3100, into, callback: heard },
+        ])
+        for (let n = 0; n < jobs; n++) await null
+        const early = gone.every((byte) => byte === 0)
+        structuredClone(gone.buffer, { transfer: [gone.buffer] })
+        await read
+        if (early) expect(codes[2]).toBe('EFAULT')
+        expect(codes[3]).toBe('done')
+        expect(Buffer.from(into).equals(Buffer.alloc(3000, 2))).toBe(true)
+        await disk.close()
+      }
+    })
+  })
+
   test('a failed write into new clusters leaves zeros, not what the host held; the others are carried out', async () => {
     await inDirectory(async (directory) => {
       const image = imageIn(directory)

@@ -179,10 +179,13 @@ export class DrivenQueue implements SubmissionQueue {
 
   #conclude(submission: Submission, error: unknown): void {
     const { parent, batch } = submission
-    const errno = error === null ? 0 : errnoOf(error)
+    let errno = error === null ? 0 : errnoOf(error)
+    // What follows memory that was taken away may have moved up into its place: nothing of the run is believed.
+    if (errno === 0 && (submission.sent || parent !== null) && hasLostMemory(submission)) errno = EFAULT
     // What was never sent has not been done either, but nobody asks.
     submission.finish(errno)
-    if (errno !== 0 && submission.fua && !this.#options.direct) batch.fuaFailed(submission)
+    // Lost memory is no lost data.
+    if (errno !== 0 && errno !== EFAULT && submission.fua && !this.#options.direct) batch.fuaFailed(submission)
     const isolates = parent === null && mustIsolate(submission)
     if (errno !== 0 && !isolates) this.#explain(submission, errno, error)
     if (parent !== null) {
@@ -264,6 +267,18 @@ function piecesOf(submission: Submission): Uint8Array[] {
     pieces.push(start === 0 && length === view.length ? view : view.subarray(start, start + length))
   }
   return pieces
+}
+
+/** Whether memory of a run was taken away while the driver had it. */
+function hasLostMemory({ batch, membersFrom, membersTo, members }: Submission): boolean {
+  const { units, views } = batch.work
+  for (let m = membersFrom; m < membersTo; m++) {
+    const owner = members[m]!
+    for (let unit = batch.firstUnitOf(owner); unit < batch.firstUnitOf(owner + 1); unit++) {
+      if (views[unit]!.length < units.length[unit]!) return true
+    }
+  }
+  return false
 }
 
 /** The gaps of a run that were filled. */

@@ -126,6 +126,10 @@ export interface FormatImage {
   /**
    * Writes one merged run. If it rejects, none of the gaps that were filled may show.
    *
+   * Whose memory it is may take it away meanwhile, and a piece has no bytes then. Take the lengths before anything is awaited,
+   * and reject when one has changed: the requests are carried out again one by one, and that one fails. The device sees to the
+   * answers in any case, but bytes must not land where another request's belong.
+   *
    * @param options `fua`: on stable storage, and found again, when the promise resolves
    * @param gaps the gaps that were filled, ascending. Their zeros are among the data, so this may be ignored; where a gap holds
    *   zeros already, they need not be written.

@@ -4,7 +4,7 @@ import type { Header } from './header.ts'
 import { Kind, type Mapping } from './mapping.ts'
 import type { Reading } from './read.ts'
 import type { Table } from './table.ts'
-import { type Writing, zeros } from './write.ts'
+import { type Writing, zeroPieces } from './write.ts'
 
 /** Zeros that are written are written so many bytes at a time. */
 const ZEROS_AT_ONCE = 16 << 20
@@ -104,7 +104,7 @@ export class Emptying {
         for (; place < next; place += size) {
           if (empty(table, Math.floor((place % coverage) / size), place)) continue
           const end = Math.min(place + size, this.#header.size)
-          await this.#writing.write(place, zeros(end - place))
+          await this.#writing.write(place, zeroPieces(end - place))
         }
       } finally {
         table.pins--
@@ -130,11 +130,11 @@ export class Emptying {
           : this.#isZero(table, Math.floor((place % coverage) / size), cluster)
       if (isZero || next - from >= ZEROS_AT_ONCE) {
         const stop = isZero ? place : next
-        if (stop > from) await this.#writing.write(from, zeros(stop - from))
+        if (stop > from) await this.#writing.write(from, zeroPieces(stop - from))
         from = next
       }
       place = next
     }
-    if (end > from) await this.#writing.write(from, zeros(end - from))
+    if (end > from) await this.#writing.write(from, zeroPieces(end - from))
   }
 }

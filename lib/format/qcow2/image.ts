@@ -12,6 +12,7 @@ import { type Header, readHeader } from './header.ts'
 import { COMPATIBLE, FIELD, INCOMPATIBLE, L1_BYTES_MAX, unsupported, writeU64 } from './layout.ts'
 import { Mapping } from './mapping.ts'
 import { Metadata } from './metadata.ts'
+import { Pieces } from './pieces.ts'
 import { Reading } from './read.ts'
 import { Readers } from './readers.ts'
 import { Refcounts } from './refcounts.ts'
@@ -199,8 +200,9 @@ export class Qcow2Image implements FormatImage {
     { fua }: { readonly fua: boolean },
     gaps: readonly Range[],
   ): Promise<void> {
+    const pieces = new Pieces(data)
     if (this.#begun !== true) await this.#begin()
-    await this.#writing.write(offset, data, gaps)
+    await this.#writing.write(offset, pieces, gaps)
     if (fua) await this.#committer.commit()
   }
 

@@ -1,20 +1,32 @@
 // The memory of a run, handed out from its start on, and the outcome of several operations as one.
 
+import { constants } from 'node:os'
+import { BlockError } from '../../errors.ts'
+
+/** Made before anything is awaited: what follows memory that is taken away later must not move up into its place. */
 export class Pieces {
+  readonly length: number
   readonly #pieces: readonly Uint8Array[]
+  readonly #lengths: readonly number[]
   #index = 0
   #used = 0
 
   constructor(pieces: readonly Uint8Array[]) {
     this.#pieces = pieces
+    this.#lengths = pieces.map(({ length }) => length)
+    this.length = lengthOf(pieces)
   }
 
-  /** The next `length` bytes. */
+  /** The next `length` bytes. Throws if their memory was taken away meanwhile. */
   take(length: number): Uint8Array[] {
     const taken: Uint8Array[] = []
     let rest = length
     while (rest > 0) {
       const piece = this.#pieces[this.#index]!
+      if (piece.length !== this.#lengths[this.#index]) {
+        // The device above says whose memory it was, and where.
+        throw new BlockError(constants.errno.EFAULT, { syscall: 'qcow2', path: '' })
+      }
       const there = piece.length - this.#used
       if (there <= rest) {
         if (there > 0) taken.push(this.#used === 0 ? piece : piece.subarray(this.#used))

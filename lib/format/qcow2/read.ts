@@ -66,7 +66,7 @@ export class Reading {
   async #readAll(offset: number, into: readonly Uint8Array[], together: Together): Promise<void> {
     const { coverage } = this.#mapping
     const pieces = new Pieces(into)
-    const end = offset + lengthOf(into)
+    const end = offset + pieces.length
     let place = offset
     while (place < end) {
       const l1Index = Math.floor(place / coverage)

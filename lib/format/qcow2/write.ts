@@ -38,8 +38,12 @@ const GAP_LEFT_OUT_MIN = 4096
 /** Padding, and zeros that a guest asks for. Nobody writes to it. */
 export const ZEROS: Uint8Array = new Uint8Array(new SharedArrayBuffer(64 << 10))
 
-/** `length` zeros. */
-export function zeros(length: number): Uint8Array[] {
+/** `length` zeros, to be written. */
+export function zeroPieces(length: number): Pieces {
+  return new Pieces(zeros(length))
+}
+
+function zeros(length: number): Uint8Array[] {
   const pieces: Uint8Array[] = []
   for (let rest = length; rest > 0; rest -= ZEROS.length)
     pieces.push(rest < ZEROS.length ? ZEROS.subarray(0, rest) : ZEROS)
@@ -63,12 +67,12 @@ export class Writing {
     this.#clusterSize = mapping.clusterSize
   }
 
-  async write(offset: number, data: readonly Uint8Array[], gaps: readonly Range[] = []): Promise<void> {
+  async write(offset: number, pieces: Pieces, gaps: readonly Range[] = []): Promise<void> {
     this.#metadata.assertSound()
     if (this.#committer.pressure > 1) await this.relieve()
-    const run: Run = { together: new Together(), pieces: new Pieces(data), gaps, changes: [], taken: [], pinned: [] }
+    const run: Run = { together: new Together(), pieces, gaps, changes: [], taken: [], pinned: [] }
     try {
-      await this.#start(offset, offset + lengthOf(data), run)
+      await this.#start(offset, offset + pieces.length, run)
       await run.together.all()
     } catch (error) {
       await run.together.settled()
