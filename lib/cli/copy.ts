@@ -83,6 +83,15 @@ export class Checksums {
   }
 }
 
+/** `null` if the signal is raised first. Not a race with one promise for all: that would keep every loser until the end. */
+function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T | null> {
+  return new Promise((resolve, reject) => {
+    const stop = (): void => resolve(null)
+    signal.addEventListener('abort', stop, { once: true })
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', stop))
+  })
+}
+
 interface Run {
   readonly start: number
   readonly end: number
@@ -92,17 +101,13 @@ interface Run {
 /** @throws whatever failed first, when nothing is in flight any more; `copied` tells how far it went */
 export async function copy(source: Source, disk: BlockDevice, options: CopyOptions, copied: Copied): Promise<void> {
   const { signal } = options
-  const stopped = new Promise<null>((resolve) => {
-    if (signal.aborted) resolve(null)
-    signal.addEventListener('abort', () => resolve(null))
-  })
   let failure: unknown = null
   const lane = async (): Promise<void> => {
     const memory = disk.alloc(CHUNK_BYTES)
     while (failure === null && !signal.aborted) {
       try {
         // Standard input may have nothing for ever; who interrupts does not want to wait for it.
-        const chunk = await Promise.race([source.next(memory), stopped])
+        const chunk = await unlessAborted(source.next(memory), signal)
         if (signal.aborted) return
         if (chunk === null) {
           copied.whole = true
