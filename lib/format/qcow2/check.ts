@@ -31,14 +31,14 @@ class Counts {
   readonly #pages = new Map<number, Uint32Array>()
   end = 0
 
-  add(cluster: number): void {
+  add(cluster: number, times: number): void {
     const index = Math.floor(cluster / PAGE)
     let page = this.#pages.get(index)
     if (page === undefined) {
       page = new Uint32Array(PAGE)
       this.#pages.set(index, page)
     }
-    page[cluster % PAGE]!++
+    page[cluster % PAGE]! += times
     if (cluster >= this.end) this.end = cluster + 1
   }
 
@@ -126,18 +126,20 @@ class Check {
     }
   }
 
-  /** Counts a reference to each cluster that has some of these bytes. */
-  #count(offset: number, length: number): void {
+  /** Counts a reference, or so many, to each cluster that has some of these bytes. */
+  #count(offset: number, length: number, times = 1): void {
     if (length === 0) return
     const size = this.#clusterSize
     if (offset + length > Math.ceil(this.#metadata.host.size / size) * size) {
       this.#result.corruptions++
       return
     }
-    for (let c = Math.floor(offset / size); c * size < offset + length; c++) this.#counts.add(c)
+    for (let c = Math.floor(offset / size); c * size < offset + length; c++) this.#counts.add(c, times)
   }
 
   async #countL1(l1Offset: number, l1Size: number, isActive: boolean): Promise<void> {
+    // A hostile image may name one table some million times: it is read once.
+    const times = new Map<number, number>()
     for (let from = 0; from < l1Size; from += READ_BYTES / 8) {
       const entries = Math.min(READ_BYTES / 8, l1Size - from)
       const l1 = await this.#metadata.read(l1Offset + from * 8, entries * 8)
@@ -151,14 +153,18 @@ class Check {
           this.#result.corruptions++
           continue
         }
-        this.#count(offset, this.#clusterSize)
-        const bytes = await this.#metadata.read(offset, this.#clusterSize)
-        this.#countL2(new Table(from + n, offset, bytes, true), isActive)
+        times.set(offset, (times.get(offset) ?? 0) + 1)
       }
+    }
+    for (const [offset, count] of times) {
+      this.#count(offset, this.#clusterSize, count)
+      const bytes = await this.#metadata.read(offset, this.#clusterSize)
+      this.#countL2(new Table(0, offset, bytes, true), isActive, count)
     }
   }
 
-  #countL2(table: Table, isActive: boolean): void {
+  /** @param times how often the table is named */
+  #countL2(table: Table, isActive: boolean, times: number): void {
     const result = this.#result
     const size = this.#clusterSize
     let next = 0
@@ -168,12 +174,12 @@ class Check {
       if ((high & COMPRESSED_HIGH) !== 0) {
         if ((high & COPIED_HIGH) !== 0) result.corruptions++
         const { offset, length } = this.#mapping.compressedAt(table, i)
-        this.#count(offset, Math.max(1, length))
+        this.#count(offset, Math.max(1, length), times)
         if (!isActive) continue
-        result.allocatedClusters++
-        result.compressedClusters++
+        result.allocatedClusters += times
+        result.compressedClusters += times
         // They lie anywhere inside of clusters.
-        result.fragmentedClusters++
+        result.fragmentedClusters += times
         continue
       }
       const offset = offsetOf(high, low)
@@ -184,10 +190,10 @@ class Check {
         result.corruptions++
         continue
       }
-      this.#count(offset, size)
+      this.#count(offset, size, times)
       if (!isActive) continue
-      result.allocatedClusters++
-      if (next !== 0 && offset !== next) result.fragmentedClusters++
+      result.allocatedClusters += times
+      if (next !== 0 && offset !== next) result.fragmentedClusters += times
       next = offset + size
     }
   }
@@ -196,7 +202,14 @@ class Check {
     if (this.#header.snapshotCount === 0) return
     const { snapshots, length } = await readSnapshots(this.#metadata, this.#header)
     this.#count(this.#header.snapshotOffset, length)
+    let bytes = 0
     for (const { l1Offset, l1Size } of snapshots) {
+      bytes += l1Size * 8
+      // Each has a table of its own; of those of a hostile image, which share one, there is no end.
+      if (bytes > this.#metadata.host.size) {
+        this.#result.corruptions++
+        break
+      }
       this.#count(l1Offset, l1Size * 8)
       await this.#countL1(l1Offset, l1Size, false)
     }
@@ -256,6 +269,7 @@ class Check {
   /** The active tables say of each cluster whether it is referred to once. */
   async #checkFlags(): Promise<void> {
     const { l1Size } = this.#header
+    const seen = new Set<number>()
     for (let l1Index = 0; l1Index < l1Size; l1Index++) {
       const high = this.#mapping.l1.getUint32(l1Index * 8)
       const offset = offsetOf(high, this.#mapping.l1.getUint32(l1Index * 8 + 4))
@@ -264,6 +278,8 @@ class Check {
         this.#result.corruptions++
         this.#wrongL1.push(l1Index)
       }
+      if (seen.has(offset)) continue
+      seen.add(offset)
       const table = new Table(l1Index, offset, await this.#metadata.read(offset, this.#clusterSize), true)
       for (let i = 0; i < this.#mapping.perTable; i++) {
         const entry = table.high(i)
