@@ -27,6 +27,17 @@ export function errnoName(errno: number): string {
   return getSystemErrorMap().get(-errno)?.[0] ?? nameOfErrno.get(errno) ?? `ERRNO_${errno}`
 }
 
+const reasons = new WeakMap<Error, string>()
+
+/**
+ * Why something failed, in words that can stand in another error: the reason of a `BlockError`, if it has one beside the
+ * system's own words, or the message of any other error.
+ */
+export function reasonOf(error: unknown): string | undefined {
+  if (error instanceof BlockError) return reasons.get(error)
+  return error instanceof Error ? error.message : undefined
+}
+
 /**
  * An operation on a device failed. `code` is the errno's name such as `'EIO'` and `errno` its negative number, as in Node's
  * own system errors; `offset` and `length` (bytes) are those of the request, not of the submission that carried it.
@@ -53,6 +64,7 @@ export class BlockError extends Error {
       `${code}: ${words}, ${detail.syscall}${what} '${detail.path}'`,
       detail.cause === undefined ? undefined : { cause: detail.cause },
     )
+    if (detail.reason !== undefined) reasons.set(this, detail.reason)
     this.name = 'BlockError'
     this.code = code
     this.errno = -errno

@@ -402,3 +402,14 @@ test('more tables than are kept in memory, all wanted at once: no change of one 
     await disk.close()
   })
 })
+
+test('what an image can not do is said once, in words', async () => {
+  await inDirectory(async (directory) => {
+    const image = imageIn(directory)
+    const disk = await create(image, { format: 'qcow2', size: 1 << 20 })
+    const error = await disk.truncate(512).catch((refused: unknown) => refused)
+    const message = `EOPNOTSUPP: a qcow2 image can only be made larger, ftruncate '${image}'`
+    expect(error).toMatchObject({ code: 'EOPNOTSUPP', message })
+    await disk.close()
+  })
+})

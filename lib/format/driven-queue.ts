@@ -5,7 +5,7 @@
 import { constants } from 'node:os'
 import type { Blocks } from '../blocks.ts'
 import type { SubmissionQueue } from '../dispatch.ts'
-import { type AbortError, BlockError } from '../errors.ts'
+import { type AbortError, BlockError, reasonOf } from '../errors.ts'
 import type { Gate } from '../gate.ts'
 import { Isolation, mustIsolate } from '../isolation.ts'
 import type { Counters } from '../stats.ts'
@@ -230,7 +230,7 @@ export class DrivenQueue implements SubmissionQueue {
   #error(batch: SubmissionOwner, owner: number, errno: number, cause?: unknown): BlockError {
     const { path, engine } = this.#options
     const { work } = batch
-    const reason = cause instanceof Error && !isOfHost(cause) ? cause.message : undefined
+    const reason = reasonOf(cause)
     const [offset, length] = owner < 0 ? [undefined, undefined] : [work.offset[owner], work.length[owner]]
     return new BlockError(errno, { syscall: work.read ? 'read' : 'write', path, engine, offset, length, reason, cause })
   }
@@ -239,11 +239,6 @@ export class DrivenQueue implements SubmissionQueue {
 /** The errno of what a driver rejects with: that of a `BlockError`, else `EIO`. */
 export function errnoOf(error: unknown): number {
   return error instanceof BlockError ? -error.errno : EIO
-}
-
-/** Whether the host itself failed: its words are the system's. */
-function isOfHost(error: Error): boolean {
-  return error instanceof BlockError && error.offset !== undefined
 }
 
 /** The memory of a run, piece by piece; gaps are zeros. Memory that was taken away is an error. */

@@ -5,7 +5,7 @@ import { constants } from 'node:os'
 import type { RangeOperations } from '../backend.ts'
 import type { Blocks } from '../blocks.ts'
 import type { Dispatch } from '../dispatch.ts'
-import { BlockError } from '../errors.ts'
+import { BlockError, reasonOf } from '../errors.ts'
 import { ZEROS_AT_ONCE, zerosWork } from '../ranges.ts'
 import type { Counters } from '../stats.ts'
 import { errnoOf } from './driven-queue.ts'
@@ -94,9 +94,15 @@ export class DrivenRanges implements RangeOperations {
 
   #failed(error: unknown, syscall: string, offset?: number, length?: number): BlockError {
     const { path, engine } = this.#context
-    const reason = error instanceof Error && !(error instanceof BlockError && error.offset !== undefined)
-    const words = reason ? (error as Error).message : undefined
-    return new BlockError(errnoOf(error), { syscall, path, engine, offset, length, reason: words, cause: error })
+    return new BlockError(errnoOf(error), {
+      syscall,
+      path,
+      engine,
+      offset,
+      length,
+      reason: reasonOf(error),
+      cause: error,
+    })
   }
 
   #hold(syscall: string, start: number, end: number, run: () => Promise<void>): Promise<void> {
