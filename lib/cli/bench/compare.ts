@@ -6,21 +6,9 @@ import { formatTable } from '../report.ts'
 import type { Arguments, Job, Peer } from './job.ts'
 import { fioVersion, runFio } from './peer-fio.ts'
 import type { Progress } from './progress.ts'
-import { bandwidthOf, iopsOf, type Result, type Setting, totalOf } from './results.ts'
+import { bandwidthOf, iopsOf, type Result, type Round, type Setting, totalOf } from './results.ts'
 import { runLoad } from './run.ts'
 import { binaryWord, countWord, latencyWord } from './units.ts'
-
-/** What one of them did in one round. */
-export interface Round {
-  iops: number
-  bytesPerSecond: number
-  mean_ns: number
-  p50_ns: number
-  p99_ns: number
-  /** CPU time per request in microseconds. */
-  user_us: number
-  system_us: number
-}
 
 interface Spread {
   min: number

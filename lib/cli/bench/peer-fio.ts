@@ -2,9 +2,8 @@
 
 import { execFileSync, spawn } from 'node:child_process'
 import { EXIT, Stop } from '../command.ts'
-import type { Round } from './compare.ts'
 import { type Job, writes } from './job.ts'
-import type { Setting } from './results.ts'
+import type { Round, Setting } from './results.ts'
 
 /** fio's version, or `null` where it isn't installed. */
 export function fioVersion(): string | null {

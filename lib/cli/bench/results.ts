@@ -218,3 +218,15 @@ export function totalOf({ read, write }: Result): DirectionResult {
     lat: both('lat'),
   }
 }
+
+/** What one of them did in one round. */
+export interface Round {
+  iops: number
+  bytesPerSecond: number
+  mean_ns: number
+  p50_ns: number
+  p99_ns: number
+  /** CPU time per request in microseconds. */
+  user_us: number
+  system_us: number
+}

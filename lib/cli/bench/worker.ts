@@ -3,8 +3,9 @@
 
 import { parentPort, workerData } from 'node:worker_threads'
 import { type Load, Loop } from './loop.ts'
+import { openTarget } from './open-target.ts'
 import type { Failed, Measured } from './results.ts'
-import { type Kind, openTarget, type TargetOptions } from './target.ts'
+import type { Kind, TargetOptions } from './target.ts'
 import { verifyWritten } from './verify.ts'
 
 /** What a worker is to do. */
