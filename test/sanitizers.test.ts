@@ -1,4 +1,4 @@
-// The addon under the address and undefined-behaviour sanitizers, over all engines: memory taken away in flight, answers that go
+// The addon under the address and undefined-behaviour sanitizers, over all engines: the behavioural suite, memory taken away in flight, answers that go
 // wrong, workers that end in the middle of things, and the ends of processes. And the thread pool alone under the thread
 // sanitizer. What they find they print; a run that is clean prints nothing of theirs.
 
@@ -13,6 +13,7 @@ import type { Plan as Ending } from './life/ending.ts'
 import type { Plan as Transfers, Report as TransfersReport } from './life/transfers.ts'
 import { eachWay, type Way } from './life/ways.ts'
 import type { Plan as Workers, Report as WorkersReport } from './life/workers.ts'
+import { type Context, type Result, size } from './matrix/suite.ts'
 import { type ChildResult, runChild } from './support/child.ts'
 import { compiled } from './support/compile.ts'
 import { forever, nativeModule, numbers, type Rule } from './support/faults.ts'
@@ -58,7 +59,7 @@ describe.skipIf(noAddressSanitizer !== '')(
       const configuration = ['MULTIWRITE_SANITIZE=address,undefined', 'MULTIWRITE_FAULTS=ON', 'CMAKE_CXX_COMPILER=g++']
       const compile = ['node_modules/cmake-js/bin/cmake-js', 'compile', '--out', 'build-asan']
       output(process.execPath, ...compile, ...configuration.map((one) => `--CD${one}`))
-      for (const name of ['life/transfers', 'life/workers', 'life/ending', 'faults/child']) {
+      for (const name of ['matrix/elsewhere', 'life/transfers', 'life/workers', 'life/ending', 'faults/child']) {
         programs.set(name, compiled(`${name}.ts`))
       }
     }, 5 * minutes)
@@ -76,6 +77,7 @@ describe.skipIf(noAddressSanitizer !== '')(
       const child = await runChild(`await import(${JSON.stringify(programs.get(name)?.path)})`, {
         env: {
           PLAN: JSON.stringify(plan),
+          CONTEXT: JSON.stringify(plan),
           MULTIWRITE_ADDON: addon,
           LD_PRELOAD: runtime('libasan.so'),
           // To see where a leak comes from, add fast_unwind_on_malloc=0: Node is built without frame pointers.
@@ -100,6 +102,22 @@ describe.skipIf(noAddressSanitizer !== '')(
     })
 
     eachWay(({ engine, target }: Way) => {
+      test(
+        'the behavioural suite',
+        async () => {
+          await withTarget(target, size, async (made) => {
+            const options = { ...made.options, engine }
+            const context: Context = { path: made.path, options, sectorSize: made.sectorSize }
+            const child = await run('matrix/elsewhere', context, true)
+            const results = JSON.parse(child.stdout) as Result[]
+            expect(results.length).toBeGreaterThan(15)
+            expect(results.filter(({ failure }) => failure !== undefined)).toEqual([])
+            expect([child.code, child.signal]).toEqual([0, null])
+          })
+        },
+        20 * minutes,
+      )
+
       test(
         'memory that is taken away in flight',
         async () => {
