@@ -7,7 +7,7 @@ import { create, open } from 'multiwrite'
 import { describe, expect, test } from 'vitest'
 import { everywhere } from './support/everywhere.ts'
 import { difference, Model, pattern } from './support/model.ts'
-import { failure, imageIn, inDirectory, noQemu, qemuCheck, Recorder, randomOf } from './support/qcow2.ts'
+import { failure, imageIn, inDirectory, noQemu, qemuCheck, qemuContent, Recorder, randomOf } from './support/qcow2.ts'
 import { bufferedFile, directFile, loop512, loop4096, loopOnFile, withTarget } from './support/targets.ts'
 
 everywhere([bufferedFile, directFile, loop512, loop4096, loopOnFile], (target, engine) => {
@@ -411,5 +411,41 @@ test('what an image can not do is said once, in words', async () => {
     const message = `EOPNOTSUPP: a qcow2 image can only be made larger, ftruncate '${image}'`
     expect(error).toMatchObject({ code: 'EOPNOTSUPP', message })
     await disk.close()
+  })
+})
+
+// The shape of QEMU's test 177: zeroes and discards that begin and end at odd places of a disk whose size is odd as well.
+test('zeroes and discards of odd places on a large disk', async () => {
+  await inDirectory(async (directory) => {
+    const image = imageIn(directory)
+    const size = (128 << 20) + 512
+    const disk = await create(image, { format: 'qcow2', size, clusterSize: 1 << 20 })
+    const model = Buffer.alloc(size)
+    const write = async (offset: number, length: number, value: number): Promise<void> => {
+      model.fill(value, offset, offset + length)
+      await disk.write(offset, Buffer.alloc(length, value))
+    }
+    const zero = async (offset: number, length: number, unmap: boolean): Promise<void> => {
+      model.fill(0, offset, offset + length)
+      await disk.writeZeroes(offset, length, { unmap })
+    }
+    await write(0, 128 << 20, 11)
+    await write(size - 512, 512, 12)
+    await write(64 << 20, 1000, 22)
+    await zero(80_000_001, 32 << 20, false)
+    await zero((8 << 20) - 777, (16 << 20) + 1555, true)
+    await zero(size - 300, 300, false)
+    // Whole clusters inside of it read as zeros; heads and tails stay.
+    const [from, to] = [33_000_001, 33_000_001 + (9 << 20)]
+    await disk.discard(from, to - from)
+    const inner = [Math.ceil(from / 2 ** 20) * 2 ** 20, Math.floor(to / 2 ** 20) * 2 ** 20] as const
+    model.fill(0, ...inner)
+    const into = Buffer.alloc(size)
+    await disk.read(0, into)
+    expect(difference(into, model)).toBeNull()
+    await disk.close()
+    if (noQemu !== '') return
+    expect(qemuCheck(image)).toMatchObject({ status: 0 })
+    expect(difference(qemuContent(image), model)).toBeNull()
   })
 })
