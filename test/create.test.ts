@@ -6,6 +6,7 @@ import { pathToFileURL } from 'node:url'
 import { BlockError, create, open } from 'multiwrite'
 import { describe, expect, test } from 'vitest'
 import { runChild } from './support/child.ts'
+import { failure } from './support/failure.ts'
 import { difference, Model, pattern } from './support/model.ts'
 import { bufferedEngines, directFile, loop512, loop4096, temporaryDirectory, withTarget } from './support/targets.ts'
 
@@ -18,15 +19,6 @@ async function inDirectory(work: (directory: string) => Promise<void>, parent?: 
   } finally {
     directory.cleanup()
   }
-}
-
-async function failure(promise: Promise<unknown>): Promise<unknown> {
-  return promise.then(
-    () => {
-      throw new Error('resolved')
-    },
-    (error: unknown) => error,
-  )
 }
 
 describe.each(bufferedEngines)('%s: create', (engine) => {

@@ -7,6 +7,7 @@ import { BlockError, create, type FormatDriver, type FormatHost, type FormatImag
 import { describe, expect, test } from 'vitest'
 // @ts-expect-error: an example in plain JavaScript, without types.
 import { windowOf as untypedWindowOf } from '../examples/window.mjs'
+import { failure } from './support/failure.ts'
 import { difference, pattern } from './support/model.ts'
 import { background, temporaryDirectory } from './support/targets.ts'
 
@@ -19,15 +20,6 @@ async function inDirectory(work: (directory: string) => Promise<void>): Promise<
   } finally {
     directory.cleanup()
   }
-}
-
-async function failure(promise: Promise<unknown>): Promise<unknown> {
-  return promise.then(
-    () => {
-      throw new Error('resolved')
-    },
-    (error: unknown) => error,
-  )
 }
 
 describe('the example: a window into a disk', () => {

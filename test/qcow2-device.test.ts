@@ -6,8 +6,9 @@ import fs from 'node:fs'
 import { create, open } from 'multiwrite'
 import { describe, expect, test } from 'vitest'
 import { everywhere } from './support/everywhere.ts'
+import { failure } from './support/failure.ts'
 import { difference, Model, pattern } from './support/model.ts'
-import { failure, imageIn, inDirectory, noQemu, qemuCheck, qemuContent, Recorder, randomOf } from './support/qcow2.ts'
+import { imageIn, inDirectory, noQemu, qemuCheck, qemuContent, Recorder, randomOf } from './support/qcow2.ts'
 import { bufferedFile, directFile, loop512, loop4096, loopOnFile, withTarget } from './support/targets.ts'
 
 everywhere([bufferedFile, directFile, loop512, loop4096, loopOnFile], (target, engine) => {

@@ -6,7 +6,8 @@
 import fs from 'node:fs'
 import { type BlockDevice, BlockError, create, open } from 'multiwrite'
 import { beforeAll, describe, expect, test } from 'vitest'
-import { failure, imageIn, inDirectory, randomOf } from './support/qcow2.ts'
+import { failure } from './support/failure.ts'
+import { imageIn, inDirectory, randomOf } from './support/qcow2.ts'
 
 const long = process.env.MULTIWRITE_LONG !== undefined
 const seedsGiven = process.env.MULTIWRITE_SEED

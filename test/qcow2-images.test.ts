@@ -6,10 +6,10 @@ import fs from 'node:fs'
 import * as zlib from 'node:zlib'
 import { type BlockDevice, create, open } from 'multiwrite'
 import { describe, expect, test } from 'vitest'
+import { failure } from './support/failure.ts'
 import { difference } from './support/model.ts'
 import { nodeBinary } from './support/nodes.ts'
 import {
-  failure,
   imageIn,
   inDirectory,
   noQemu,

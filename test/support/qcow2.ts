@@ -26,15 +26,6 @@ export async function inDirectory(work: (directory: string) => Promise<void>): P
   }
 }
 
-export async function failure(promise: Promise<unknown>): Promise<unknown> {
-  return promise.then(
-    () => {
-      throw new Error('resolved')
-    },
-    (error: unknown) => error,
-  )
-}
-
 export function qemuImg(...args: string[]): string {
   return execFileSync('qemu-img', args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] })
 }
