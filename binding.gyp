@@ -20,7 +20,8 @@
       "native/faults.cc",
       "native/file.cc",
       "native/threads.cc",
-      "native/uring.cc"
+      "native/uring.cc",
+      "native/uring_buffers.cc"
     ]
   },
   "conditions": [

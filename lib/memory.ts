@@ -39,7 +39,7 @@ export function regionOf(view: Uint8Array): Region | undefined {
 export const ALLOC_MAX: number = constants.MAX_LENGTH - PAGE_SIZE
 
 /** Small pieces are cut from slabs of so many bytes: few enough that one piece that stays does not keep much. */
-const SLAB_BYTES = 256 << 10
+const SLAB_BYTES = 1 << 20
 const SLAB_PIECE_MAX = 32 << 10
 
 let slab: Buffer | undefined

@@ -29,6 +29,7 @@ struct Slot {
   uint32_t vector_capacity = 0;
   iovec* vectors = nullptr;  // `single`, or an array of `vector_capacity` that the environment owns
   iovec single{};
+  int32_t buffer = -1;         // what `FixBuffer` said of the only vector's memory
   int64_t result = 0;          // for engines that report later than they learn
   EnginePort* port = nullptr;  // where it was sent; the environment's business
   Slot* next = nullptr;        // intrusive list: waiting for room in the kernel's queue
@@ -77,6 +78,11 @@ class Engine {
   // Waits until nothing is in flight and reports it all. Operations that the kernel has not seen
   // are dropped unreported.
   virtual void Drain(CompletionSink* sink) = 0;
+
+  // Makes memory that is used again and again known to the kernel. Returns its number for
+  // Slot::buffer; -1: it goes as it is.
+  virtual int32_t FixBuffer(uint8_t* base, size_t length) = 0;
+  virtual void ReleaseBuffer(int32_t buffer) = 0;
 
   // Readable whenever Reap has something to report.
   virtual int PollFd() const = 0;

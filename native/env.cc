@@ -25,6 +25,13 @@ constexpr double kTwoTo53 = 9007199254740992.0;
 // turn.
 constexpr uint32_t kTurnsInARow = 16;
 
+// To make memory known to the kernel costs what it saves in so many operations.
+#ifdef MULTIWRITE_FAULTS
+constexpr uint32_t kUsesUntilFixed = 1;  // so that all tests of this build go that way
+#else
+constexpr uint32_t kUsesUntilFixed = 100;
+#endif
+
 }  // namespace
 
 Env::Env(napi_env env) : env_(env) {
@@ -142,7 +149,19 @@ int Env::Descriptor(int32_t id) const {
 int32_t Env::AddRegion(uint8_t* base, size_t length) { return regions_.Add(Region{base, length}); }
 
 void Env::RemoveRegion(int32_t id) {
-  if (regions_.At(id)) regions_.Remove(id);
+  Region* region = regions_.At(id);
+  if (!region) return;
+  EnginePort* port = &ports_[static_cast<uint32_t>(EngineKind::kUring)];
+  if (region->buffer >= 0 && port->engine) port->engine->ReleaseBuffer(region->buffer);
+  regions_.Remove(id);
+}
+
+// What the ring calls a region, for an operation with one vector; -1: nothing.
+int32_t Env::BufferOf(Region* region, EnginePort* port) {
+  if (port != &ports_[static_cast<uint32_t>(EngineKind::kUring)]) return -1;
+  if (region->uses < kUsesUntilFixed && ++region->uses == kUsesUntilFixed)
+    region->buffer = port->engine->FixBuffer(region->base, region->length);
+  return region->buffer;
 }
 
 // Copies the vectors of one request out of the shared table, whose contents the next call
@@ -169,6 +188,7 @@ bool Env::FillVectors(Slot* slot, uint32_t first, uint32_t count, napi_value vie
     slot->vectors = vectors;
     slot->vector_capacity = kMaxVectors;
   }
+  slot->buffer = -1;
   for (uint32_t i = 0; i < count; i++) {
     const double* entry = &vectors_[(first + i) * kVectorStride];
     int64_t start = WholeBelow(entry[kVectorStart], kTwoTo53);
@@ -181,6 +201,7 @@ bool Env::FillVectors(Slot* slot, uint32_t first, uint32_t count, napi_value vie
       if (!region) return false;
       base = region->base;
       available = region->length;
+      if (count == 1) slot->buffer = BufferOf(region, slot->port);
     } else {
       int64_t index = WholeBelow(-1 - entry[kVectorRegion], 4294967296.0);
       napi_value view;

@@ -69,6 +69,17 @@ class Env final : private CompletionSink {
 #endif
 
  private:
+  struct File {
+    int fd = -1;
+    EngineKind engine = EngineKind::kUring;
+  };
+  struct Region {
+    uint8_t* base = nullptr;
+    size_t length = 0;
+    uint32_t uses = 0;    // as the only vector of an operation, up to kUsesUntilFixed
+    int32_t buffer = -1;  // what the ring calls it, once it does
+  };
+
   static void OnReadable(uv_poll_t* poll, int status, int events);
   static void OnPrepare(uv_prepare_t* prepare);
   static void OnIdle(uv_idle_t* idle);
@@ -80,6 +91,7 @@ class Env final : private CompletionSink {
   void Report(Slot* slot, int64_t result);
   void Deliver(EnginePort* port);
   void CallDrained();
+  int32_t BufferOf(Region* region, EnginePort* port);
   bool FillVectors(Slot* slot, uint32_t first, uint32_t count, napi_value views, int* error);
   void UpdateKeepAlive(EnginePort* port);
   void BusyPoll();
@@ -111,15 +123,7 @@ class Env final : private CompletionSink {
   uv_idle_t* idle_ = nullptr;
   uint32_t busy_poll_us_ = 0;
 
-  struct File {
-    int fd = -1;
-    EngineKind engine = EngineKind::kUring;
-  };
   GrowingTable<File> files_;
-  struct Region {
-    uint8_t* base = nullptr;
-    size_t length = 0;
-  };
   GrowingTable<Region> regions_;
 
 #ifdef MULTIWRITE_FAULTS

@@ -44,6 +44,8 @@ class Threads final : public Engine {
   void Reap(CompletionSink* sink) override;
   bool Ready() const override;
   void Drain(CompletionSink* sink) override;
+  int32_t FixBuffer(uint8_t*, size_t) override { return -1; }
+  void ReleaseBuffer(int32_t) override {}
   int PollFd() const override { return event_fd_; }
 
  private:

@@ -204,6 +204,10 @@ bool Uring::Prepare(Slot* slot) {
       // A single range needs no iovec import in the kernel. Its length fits: JavaScript never asks
       // for more than 0x7ffff000.
       sqe->opcode = write ? kOpWrite : kOpRead;
+      if (slot->buffer >= 0) {
+        sqe->opcode = write ? kOpWriteFixed : kOpReadFixed;
+        sqe->buf_index = static_cast<uint16_t>(slot->buffer);
+      }
       sqe->addr = reinterpret_cast<uint64_t>(slot->vectors[0].iov_base);
       sqe->len = static_cast<uint32_t>(slot->vectors[0].iov_len);
     } else {
@@ -314,6 +318,10 @@ void Uring::Reap(CompletionSink* sink) {
   }
   if (waiting_first_ || Unsent() > 0) Submit(sink);
 }
+
+int32_t Uring::FixBuffer(uint8_t* base, size_t length) { return buffers_.Fix(fd_, base, length); }
+
+void Uring::ReleaseBuffer(int32_t buffer) { buffers_.Release(fd_, buffer); }
 
 bool Uring::Ready() const {
   // With the task-run flag up, completions wait for this thread to enter the kernel.

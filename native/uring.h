@@ -5,6 +5,7 @@
 
 #include "engine.h"
 #include "uring_abi.h"
+#include "uring_buffers.h"
 
 namespace multiwrite {
 
@@ -25,6 +26,8 @@ class Uring final : public Engine {
   void Reap(CompletionSink* sink) override;
   bool Ready() const override;
   void Drain(CompletionSink* sink) override;
+  int32_t FixBuffer(uint8_t* base, size_t length) override;
+  void ReleaseBuffer(int32_t buffer) override;
   int PollFd() const override { return fd_; }
 
  private:
@@ -58,6 +61,7 @@ class Uring final : public Engine {
   uint32_t cq_mask_ = 0;
   uring_abi::Cqe* cqes_ = nullptr;
 
+  UringBuffers buffers_;
   Slot* slots_ = nullptr;
   uint32_t slot_count_ = 0;
   uint32_t sent_ = 0;  // operations that the kernel has taken and not ended

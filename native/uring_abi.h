@@ -36,12 +36,17 @@ constexpr uint64_t kOffSqRing = 0;
 constexpr uint64_t kOffSqes = 0x10000000;
 
 constexpr uint32_t kRegisterProbe = 8;
+constexpr uint32_t kRegisterBuffers2 = 15;       // 5.13
+constexpr uint32_t kRegisterBuffersUpdate = 16;  // 5.13
+constexpr uint32_t kRegisterSparse = 1;          // 5.19
 constexpr uint16_t kProbeSupported = 1;
 
 constexpr uint8_t kOpNop = 0;
 constexpr uint8_t kOpReadv = 1;
 constexpr uint8_t kOpWritev = 2;
 constexpr uint8_t kOpFsync = 3;
+constexpr uint8_t kOpReadFixed = 4;
+constexpr uint8_t kOpWriteFixed = 5;
 constexpr uint8_t kOpRead = 22;
 constexpr uint8_t kOpWrite = 23;
 
@@ -93,6 +98,7 @@ static_assert(offsetof(Sqe, addr) == 16);
 static_assert(offsetof(Sqe, len) == 24);
 static_assert(offsetof(Sqe, op_flags) == 28);
 static_assert(offsetof(Sqe, user_data) == 32);
+static_assert(offsetof(Sqe, buf_index) == 40);
 
 struct Cqe {
   uint64_t user_data;
@@ -118,5 +124,27 @@ struct Probe {
   ProbeOp ops[64];
 };
 static_assert(offsetof(Probe, ops) == 16);
+
+struct ResourceRegister {
+  uint32_t count;
+  uint32_t flags;
+  uint64_t resv2;
+  uint64_t data;
+  uint64_t tags;
+};
+static_assert(sizeof(ResourceRegister) == 32);
+static_assert(offsetof(ResourceRegister, data) == 16);
+
+struct ResourceUpdate {
+  uint32_t offset;
+  uint32_t resv;
+  uint64_t data;
+  uint64_t tags;
+  uint32_t count;
+  uint32_t resv2;
+};
+static_assert(sizeof(ResourceUpdate) == 32);
+static_assert(offsetof(ResourceUpdate, data) == 8);
+static_assert(offsetof(ResourceUpdate, count) == 24);
 
 }  // namespace multiwrite::uring_abi

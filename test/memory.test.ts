@@ -30,6 +30,9 @@ const codeOf = (promise: Promise<unknown>): Promise<string | null> =>
     (error: unknown) => (error instanceof BlockError ? error.code : String(error)),
   )
 
+/** Runs a command without the right to lock as much memory as it likes. */
+const withoutLocking = ['setpriv', '--inh-caps=-ipc_lock', '--bounding-set=-ipc_lock']
+
 type Resizable = ArrayBuffer & { resize(length: number): void }
 const resizable = (length: number): Resizable =>
   new (ArrayBuffer as unknown as new (length: number, options: { maxByteLength: number }) => Resizable)(length, {
@@ -246,6 +249,43 @@ describe('alloc', () => {
         expect(resident_mib).toBeGreaterThan(1)
         expect(resident_mib).toBeLessThan(1024)
       }
+    })
+  })
+
+  test('what is used again and again is known to the ring, and no longer than it lives', async () => {
+    await withTarget(bufferedFile, 1 << 20, async (made) => {
+      const script = `
+        ${exposeGc}
+        import fs from 'node:fs'
+        import { open } from 'multiwrite'
+        const disk = await open(process.env.TARGET, { engine: 'io_uring' })
+        const ring = fs.readdirSync('/proc/self/fd').find((fd) => {
+          try { return fs.readlinkSync('/proc/self/fd/' + fd).includes('io_uring') } catch { return false }
+        })
+        const known = () => fs.readFileSync('/proc/self/fdinfo/' + ring, 'utf8').match(/ 0x[0-9a-f]+\\/\\d+/g)?.length ?? 0
+        const content = (round) => Buffer.alloc(40_000, round % 251 + 1)
+        for (let round = 0; round < 100; round++) {
+          const memory = disk.alloc(40_000)
+          memory.set(content(round))
+          for (let i = 0; i < 120; i++) await disk.write(0, memory)
+          if (round === 0) console.log('known', known())
+          const back = disk.alloc(40_000)
+          for (let i = 0; i < 120; i++) await disk.read(0, back)
+          if (!back.equals(content(round))) throw new Error('read back wrongly in round ' + round)
+        }
+        for (let i = 0; i < 5; i++) {
+          gc()
+          await new Promise((resolve) => setTimeout(resolve, 20))
+        }
+        console.log('known', known() <= 2)
+      `
+      const env = { TARGET: made.path }
+      const child = await runChild(script, { env })
+      expect(child).toMatchObject({ stderr: '', stdout: 'known 1\nknown true\n', code: 0 })
+      // A user without the right to lock memory has only so much of it for everything; none is taken then.
+      const wrapper = ['prlimit', '--memlock=65536', ...(process.getuid!() === 0 ? withoutLocking : [])]
+      const poor = await runChild(script, { env, wrapper })
+      expect(poor).toMatchObject({ stderr: '', stdout: 'known 0\nknown true\n', code: 0 })
     })
   })
 
