@@ -12,7 +12,7 @@
 import { constants } from 'node:os'
 import { BlockError } from './errors.ts'
 import type { MergeMode } from './options.ts'
-import { float64s, int32s, uint8s } from './planner/arrays.ts'
+import { ascending, float64s, int32s, uint8s } from './planner/arrays.ts'
 import { planMerged } from './planner/merge.ts'
 import { planSeparately } from './planner/separate.ts'
 import type { Limits, MayFill, Plan, Units } from './planner/units.ts'
@@ -460,14 +460,6 @@ function firstUnits(owner: Int32Array, units: number, owners: number): Int32Arra
   for (let u = 0; u < units; u++) first[owner[u]! + 1]!++
   for (let i = 0; i < owners; i++) first[i + 1]! += first[i]!
   return first
-}
-
-let ascendingList = new Int32Array(0)
-
-/** A list that begins with the numbers from 0 to `count` - 1. All batches share it: it is not to be written to. */
-function ascending(count: number): Int32Array {
-  if (ascendingList.length < count) ascendingList = Int32Array.from({ length: Math.max(1024, count * 2) }, (_, i) => i)
-  return ascendingList
 }
 
 /** Whether submission `s` is the first one that ends after `place`. */

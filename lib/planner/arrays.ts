@@ -23,6 +23,28 @@ function cut(bytes: number): number {
   return at
 }
 
+let zeroList = new Float64Array(0)
+let zeroFlags = new Uint8Array(0)
+let ascendingList = new Int32Array(0)
+
+/** At least `count` zeros. Everybody shares them: they are not to be written to. */
+export function zeros(count: number): Float64Array {
+  if (zeroList.length < count) zeroList = new Float64Array(Math.max(1024, count * 2))
+  return zeroList
+}
+
+/** At least `count` flags that are not set; shared as well. */
+export function noFlags(count: number): Uint8Array {
+  if (zeroFlags.length < count) zeroFlags = new Uint8Array(Math.max(1024, count * 2))
+  return zeroFlags
+}
+
+/** A list that begins with the numbers from 0 to `count` - 1; shared as well. */
+export function ascending(count: number): Int32Array {
+  if (ascendingList.length < count) ascendingList = Int32Array.from({ length: Math.max(1024, count * 2) }, (_, i) => i)
+  return ascendingList
+}
+
 /** As `new Float64Array(length)`. */
 export function float64s(length: number): Float64Array {
   const bytes = length * Float64Array.BYTES_PER_ELEMENT
