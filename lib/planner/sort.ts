@@ -40,8 +40,7 @@ function findRuns(keys: Float64Array, order: Int32Array, count: number): number[
     let end = start + 1
     if (end < count && keys[end]! < keys[start]!) {
       while (end < count && keys[end]! < keys[end - 1]!) end++
-      keys.subarray(start, end).reverse()
-      order.subarray(start, end).reverse()
+      turnRound(keys, order, start, end)
     }
     // A run that was turned round may go on ascending.
     while (end < count && keys[end - 1]! <= keys[end]!) end++
@@ -53,6 +52,18 @@ function findRuns(keys: Float64Array, order: Int32Array, count: number): number[
     start = end
   }
   return runs
+}
+
+/** Not by `subarray(...).reverse()`: for the few entries of most runs, the two arrays cost more than the rest. */
+function turnRound(keys: Float64Array, order: Int32Array, start: number, end: number): void {
+  for (let low = start, high = end - 1; low < high; low++, high--) {
+    const key = keys[low]!
+    keys[low] = keys[high]!
+    keys[high] = key
+    const index = order[low]!
+    order[low] = order[high]!
+    order[high] = index
+  }
 }
 
 /** Moves entry `at` down to its place in the run that ends there. */
