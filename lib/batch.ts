@@ -50,7 +50,7 @@ export class Batch implements SubmissionOwner {
   readonly #state: Uint8Array
   /** Per request: the first failure among its submissions. */
   #errors: Map<number, Error> | null = null
-  /** Per request: its place in the order of calls, where requests are held one by one. */
+  /** Per request: its place in the order of calls, where it is held by itself and not by a merged run. */
   holds: (Hold<Waiter> | null)[] | null = null
   /** What its holds are entered in, where that is not the device's: order inside the batch only. */
   tracker: Tracker<Waiter> | null = null
@@ -89,16 +89,17 @@ export class Batch implements SubmissionOwner {
     return this.work.count === 1 || (this.#context.mode === 'full' && this.work.noMerge === null)
   }
 
+  /** Whether no request may share a submission with another. */
+  get mergesNone(): boolean {
+    return this.#context.mode !== 'full'
+  }
+
   /** Whether a request may share a submission with others of its batch. */
   mayMerge(owner: number): boolean {
     return this.#context.mode === 'full' && this.work.noMerge?.[owner] !== 1
   }
 
-  /** Whether a request asks for FUA, or covers one of its batch that does. */
-  goesWithFua(owner: number): boolean {
-    return this.work.fua?.[owner] === 1 || this.#raised?.[owner] === 1
-  }
-
+  /** Has a request go out with FUA that did not ask for it. */
   raiseFua(owner: number): void {
     this.#raised ??= uint8s(this.work.count)
     this.#raised[owner] = 1
@@ -144,8 +145,11 @@ export class Batch implements SubmissionOwner {
     return this.#submissions(plan, null, null, claimOf)
   }
 
-  /** Plans a group of requests, in array order; none of them overlaps another unless both may be merged. */
-  release(owners: readonly number[]): Submission[] {
+  /**
+   * Plans a group of requests, in array order; none of them overlaps another unless both may be merged. Where the group is held
+   * by its merged runs, `claimOf` is asked once per run of the plan.
+   */
+  release(owners: readonly number[], claimOf: ((plan: Plan, index: number) => Claim) | null = null): Submission[] {
     for (const owner of owners) this.#state[owner] = State.released
     const merged = owners.filter((owner) => this.mayMerge(owner))
     let submissions: Submission[] = []
@@ -153,7 +157,7 @@ export class Batch implements SubmissionOwner {
       const { units, map } = this.#select(merged)
       const plan = planMerged(units, this.#context.limits(this.work.read), this.#mayFill)
       this.#countOverlap(units, plan)
-      submissions = this.#submissions(plan, map, merged, () => null)
+      submissions = this.#submissions(plan, map, merged, (s) => (claimOf === null ? null : claimOf(plan, s)))
     }
     if (merged.length < owners.length) {
       const single = owners.filter((owner) => !this.mayMerge(owner))
@@ -216,6 +220,10 @@ export class Batch implements SubmissionOwner {
 
   isWithdrawn(owner: number): boolean {
     return this.#state[owner] === State.withdrawn
+  }
+
+  #goesWithFua(owner: number): boolean {
+    return this.work.fua?.[owner] === 1 || this.#raised?.[owner] === 1
   }
 
   get #mayFill(): MayFill | null {
@@ -326,7 +334,7 @@ export class Batch implements SubmissionOwner {
       offset[i] = Math.max(from, start)
       length[i] = Math.min(from + work.units.length[u]!, end) - offset[i]!
       cut[i] = offset[i]! - from
-      if (fua !== null) fua[i] = this.goesWithFua(this.ownerOf(u)) ? 1 : 0
+      if (fua !== null) fua[i] = this.#goesWithFua(this.ownerOf(u)) ? 1 : 0
     }
     return { units: { count, offset, length, fua }, map: { unit: unitOf, start: cut } }
   }

@@ -5,7 +5,6 @@ import type { Submission } from './submission.ts'
 import { Hold, Tracker } from './tracker.ts'
 
 const NONE: readonly Submission[] = []
-const NOBODY: readonly Hold<Submission>[] = []
 
 export class Flights {
   readonly #tracker = new Tracker<Submission>()
@@ -27,7 +26,7 @@ export class Flights {
     submission.flight = hold
     this.#count++
     this.#alone = submission.alone
-    this.#tracker.add(hold, NOBODY)
+    this.#tracker.add(hold)
   }
 
   remove(submission: Submission): void {
@@ -42,6 +41,6 @@ export class Flights {
     const start = submission.blockStart - 1
     const end = submission.blockEnd + 1
     if (this.#count === 0 || !this.#tracker.conflicts(start, end, false)) return NONE
-    return this.#tracker.frontier(new Hold(start, end, false, submission)).map(({ tag }) => tag)
+    return this.#tracker.overlapping(start, end).map(({ tag }) => tag)
   }
 }

@@ -1,11 +1,12 @@
 // Who may go now. Operations of different calls that overlap take effect in the order of their calls; those that do not run
 // together (G4), and no two operations in flight overlap unless both only read.
 //
-// The common batch meets nothing: it is planned at once and its merged runs are entered as one hold each. A batch that
-// overlaps something earlier, or whose requests must not be merged, is entered request by request: those that are free go
-// now, as one plan; the others go when the last hold before them is removed. Within a batch, requests that may be merged do
-// not wait for each other as long as they go together: the planner settles their order. Operations that are no batch, such as
-// a discard, are one hold and are run when it is free.
+// The common batch meets nothing: it is planned at once and its merged runs are entered as one hold each. Of a batch that
+// overlaps something earlier those requests wait that do, and those that overlap these, with a hold each; the others go now, as
+// one plan. A request that waits goes when the last hold before it is removed. Within a batch, requests that may be merged do
+// not wait for each other as long as they go together: the planner settles their order. Requests that must not be merged, and
+// those of a format driver, which are planned later, have a hold each in any case. Operations that are no batch, such as a
+// discard, are one hold and are run when it is free.
 //
 // A write holds whole blocks, since direct I/O may have to rewrite all of a block for some of its bytes.
 
@@ -45,6 +46,7 @@ export class Gate {
         const waiter: Waiter = { batch, owner: -1 }
         return batch.releaseAll(plan, (s) => this.#claim(waiter, batch.work.read, plan, s))
       }
+      return this.#admitAround(batch)
     }
     return this.#admitSingly(batch)
   }
@@ -53,7 +55,7 @@ export class Gate {
   enter(start: number, end: number, run: () => void): Hold<Waiter> {
     const hold = new Hold<Waiter>(start, end, false, { batch: null, owner: -1, run })
     // Also where calls are not ordered: what is entered then is a lock, or an operation like this one.
-    this.#tracker.add(hold, this.#tracker.frontier(hold))
+    this.#tracker.enter(hold)
     if (hold.blockers === 0) run()
     return hold
   }
@@ -71,7 +73,7 @@ export class Gate {
     if (submission.claim !== null || (this.#ordered && batch.holds !== null)) return
     const { start, end } = this.#blocks.around(submission.offset, submission.end)
     const hold = new Hold<Waiter>(start, end, submission.read, { batch, owner: -1 })
-    this.#tracker.add(hold, [])
+    this.#tracker.add(hold)
     submission.claim = { hold, parts: 1 }
   }
 
@@ -85,7 +87,10 @@ export class Gate {
       batch.ended(submission, null)
     } else {
       const tracker = batch.tracker ?? this.#tracker
-      batch.ended(submission, (owner) => tracker.remove(holds[owner]!, released))
+      batch.ended(submission, (owner) => {
+        const hold = holds[owner]!
+        if (hold !== null) tracker.remove(hold, released)
+      })
     }
     return released.length === 0 ? [] : this.#release(released)
   }
@@ -113,7 +118,7 @@ export class Gate {
   #claim(waiter: Waiter, read: boolean, plan: Plan, s: number): Claim {
     const { start, end } = this.#span(plan.offset[s]!, plan.offset[s]! + plan.length[s]!, read)
     const hold = new Hold<Waiter>(start, end, read, waiter)
-    this.#tracker.add(hold, NONE)
+    this.#tracker.add(hold)
     return { hold, parts: 1 }
   }
 
@@ -121,34 +126,63 @@ export class Gate {
     return read ? { start, end } : this.#blocks.around(start, end)
   }
 
+  /** Takes in a batch of which some requests have to wait; the others are held by their merged runs. */
+  #admitAround(batch: Batch): Submission[] {
+    const holds = this.#holdsOf(batch)
+    const { free, waiting } = sort(batch, holds, this.#tracker)
+    const waiter: Waiter = { batch, owner: -1 }
+    const claimOf = (plan: Plan, s: number): Claim => this.#claim(waiter, batch.work.read, plan, s)
+    const submissions = free.length === 0 ? [] : batch.release(free, claimOf)
+    for (const hold of waiting) this.#tracker.enter(hold)
+    inheritFua(batch, holds)
+    for (const owner of free) holds[owner] = null
+    batch.holds = holds
+    return submissions
+  }
+
+  /** Takes in a batch with a hold for each request. */
   #admitSingly(batch: Batch): Submission[] {
     // Without order across calls, requests of one batch still take effect in their order.
     if (!this.#ordered && this.#tracker.empty) batch.tracker = new Tracker<Waiter>()
     const tracker = batch.tracker ?? this.#tracker
-    const { work } = batch
+    const holds = this.#holdsOf(batch)
+    batch.holds = holds
+    let free: number[] = []
+    if (batch.mergesNone) {
+      for (const hold of holds) {
+        if (hold === null) continue
+        tracker.enter(hold)
+        if (hold.blockers === 0) free.push(hold.tag.owner)
+      }
+    } else {
+      const sorted = sort(batch, holds, tracker)
+      free = sorted.free
+      for (const owner of free) tracker.add(holds[owner]!)
+      for (const hold of sorted.waiting) tracker.enter(hold)
+    }
+    inheritFua(batch, holds)
+    return free.length === 0 ? [] : this.#plan(batch, free)
+  }
+
+  /** A hold for each request of a batch that has bytes. */
+  #holdsOf(batch: Batch): (Hold<Waiter> | null)[] {
+    const { count, offset, length, read } = batch.work
     const holds: (Hold<Waiter> | null)[] = []
-    const free: number[] = []
-    for (let owner = 0; owner < work.count; owner++) {
-      const length = work.length[owner]!
-      if (length === 0) {
+    for (let owner = 0; owner < count; owner++) {
+      if (length[owner] === 0) {
         holds.push(null)
         continue
       }
-      const { start, end } = this.#span(work.offset[owner]!, work.offset[owner]! + length, work.read)
-      const hold = new Hold<Waiter>(start, end, work.read, { batch, owner })
-      const before = tracker.frontier(hold)
-      const blocked = before.some((other) => other.tag.batch !== batch || other.blockers > 0 || !together(other, hold))
-      if (work.fua !== null) inheritFua(batch, owner, before)
-      tracker.add(hold, blocked ? before : [])
-      if (!blocked) free.push(owner)
-      holds.push(hold)
+      const { start, end } = this.#span(offset[owner]!, offset[owner]! + length[owner]!, read)
+      holds.push(new Hold<Waiter>(start, end, read, { batch, owner }))
     }
-    batch.holds = holds
-    return free.length === 0 ? [] : this.#plan(batch, free)
+    return holds
   }
 
   /** Plans what was released, batch by batch. A withdrawn request's turn passes to those behind it. */
   #release(released: Hold<Waiter>[]): Submission[] {
+    // They were released at once, and go in the order of calls.
+    if (released.length > 1) released.sort((a, b) => a.order - b.order)
     const groups = new Map<SubmissionOwner, number[]>()
     for (let i = 0; i < released.length; i++) {
       const hold = released[i]!
@@ -179,14 +213,56 @@ export class Gate {
   }
 }
 
-const NONE: readonly Hold<Waiter>[] = []
-
-/** What was asked to be on stable storage is not to be hidden by bytes that are not: they go out with FUA, too. */
-function inheritFua(batch: Batch, owner: number, before: readonly Hold<Waiter>[]): void {
-  if (before.some(({ tag }) => tag.batch === batch && batch.goesWithFua(tag.owner))) batch.raiseFua(owner)
+/**
+ * Tells the requests of a batch that may go now from those that have to wait: for something in the tracker, or for another one of
+ * the batch that waits or can't be settled with it by one plan. Those that are free are to be entered first: whichever of them
+ * is in the way of one that waits was called before it, or else it would be one that waits for that itself.
+ */
+function sort(
+  batch: Batch,
+  holds: readonly (Hold<Waiter> | null)[],
+  tracker: Tracker<Waiter>,
+): { free: number[]; waiting: Hold<Waiter>[] } {
+  const free: number[] = []
+  const waiting: Hold<Waiter>[] = []
+  const before = tracker.empty ? null : tracker
+  // What is in the way of later requests of the batch: of all, and of those that must not be merged.
+  const ofAll = new Tracker<null>()
+  const ofUnmerged = new Tracker<null>()
+  for (const hold of holds) {
+    if (hold === null) continue
+    const { start, end, read } = hold
+    const { owner } = hold.tag
+    const mayMerge = batch.mayMerge(owner)
+    if (
+      before?.conflicts(start, end, read) === true ||
+      ofAll.conflicts(start, end, read) ||
+      (!mayMerge && ofUnmerged.conflicts(start, end, read))
+    ) {
+      waiting.push(hold)
+      ofAll.add(new Hold(start, end, read, null))
+    } else {
+      free.push(owner)
+      if (!mayMerge) ofAll.add(new Hold(start, end, read, null))
+      else if (!batch.mergeable) ofUnmerged.add(new Hold(start, end, read, null))
+    }
+  }
+  return { free, waiting }
 }
 
-/** Whether two requests of one batch can be settled by one plan. */
-function together(a: Hold<Waiter>, b: Hold<Waiter>): boolean {
-  return a.tag.batch!.mayMerge(a.tag.owner) && b.tag.batch!.mayMerge(b.tag.owner)
+/**
+ * What was asked to be on stable storage is not to be hidden by bytes that are not: a request that waits goes out with FUA if an
+ * earlier one of its batch did that it overlaps. Of those that go together the planner takes care.
+ */
+function inheritFua(batch: Batch, holds: readonly (Hold<Waiter> | null)[]): void {
+  const { fua } = batch.work
+  if (fua === null) return
+  const asked = new Tracker<null>()
+  for (const hold of holds) {
+    if (hold === null) continue
+    const { start, end } = hold
+    const { owner } = hold.tag
+    if (fua[owner] === 1) asked.add(new Hold(start, end, false, null))
+    else if (hold.blockers > 0 && asked.conflicts(start, end, false)) batch.raiseFua(owner)
+  }
 }

@@ -58,7 +58,10 @@ export interface Owners {
 /** What a submission, and those who carry it, need of the batch that made it. */
 export interface SubmissionOwner {
   readonly work: Work
-  /** Per request: its place in the order of calls, where requests are held one by one; entered in `tracker`, if it has one. */
+  /**
+   * Per request: its place in the order of calls, where it is held by itself and not by a merged run; entered in `tracker`, if
+   * it has one. `null` if no request is.
+   */
   readonly holds: (Hold<Waiter> | null)[] | null
   readonly tracker: Tracker<Waiter> | null
   /** Whether it stands in the list of those that `tell` is to be called of. */

@@ -16,7 +16,7 @@ import type { Submission, SubmissionOwner } from '../submission.ts'
 import { Hold, Tracker } from '../tracker.ts'
 import type { FormatImage } from './driver.ts'
 
-/** Clusters that are being allocated, or that nobody may allocate in. */
+/** Clusters that are being allocated, or that nobody may allocate in; or requests that wait for such, and lock nothing. */
 interface Lock {
   /** Runs that hold it and have not begun. */
   starting: Submission[]
@@ -24,8 +24,8 @@ interface Lock {
   parts: number
   /** An operation that holds it, if no run does. */
   run: (() => void) | null
-  /** Requests that are looked at again when it ends. */
-  waiting: { batch: SubmissionOwner; owners: number[] }[]
+  /** Requests that are looked at again when the locks that they met have ended. */
+  parked: { batch: SubmissionOwner; owners: number[] } | null
 }
 
 /** Requests of one batch that overlap each other, directly or by way of others. */
@@ -66,8 +66,8 @@ export class Stage {
   lock(start: number, end: number, run: () => void): Hold<Lock> {
     const size = this.#image.clusterSize ?? 1
     const [from, to] = [start - (start % size), end % size === 0 ? end : end - (end % size) + size]
-    const hold = new Hold<Lock>(from, to, false, { starting: [], parts: 1, run, waiting: [] })
-    this.#locks.add(hold, this.#locks.frontier(hold))
+    const hold = new Hold<Lock>(from, to, false, { starting: [], parts: 1, run, parked: null })
+    this.#locks.enter(hold)
     if (hold.blockers === 0) run()
     return hold
   }
@@ -77,18 +77,18 @@ export class Stage {
     const released: Hold<Lock>[] = []
     this.#locks.remove(hold, released)
     let submissions: Submission[] = []
+    const groups = new Map<SubmissionOwner, number[]>()
     for (const next of released) {
       const { tag } = next
-      if (tag.run !== null) tag.run()
+      if (tag.parked !== null) {
+        const { batch, owners } = tag.parked
+        const group = groups.get(batch)
+        if (group === undefined) groups.set(batch, owners)
+        else for (const owner of owners) group.push(owner)
+      } else if (tag.run !== null) tag.run()
       // All its runs were withdrawn while it waited; its place in the order was kept.
       else if (tag.parts === 0) submissions = submissions.concat(this.unlock(next))
       else submissions = submissions.concat(tag.starting.splice(0))
-    }
-    const groups = new Map<SubmissionOwner, number[]>()
-    for (const { batch, owners } of hold.tag.waiting) {
-      const group = groups.get(batch)
-      if (group === undefined) groups.set(batch, owners)
-      else for (const owner of owners) group.push(owner)
     }
     for (const [batch, owners] of groups) {
       submissions = submissions.concat(
@@ -149,9 +149,9 @@ export class Stage {
       const span = this.#image.allocates?.({ offset: start, length: end - start }) ?? null
       const from = span === null ? start : Math.min(start, span.offset)
       const to = span === null ? end : Math.max(end, span.offset + span.length)
-      const [lock] = this.#locks.frontier(new Hold<Lock>(from, to, false, NO_LOCK))
-      if (lock === undefined) for (const owner of together) free.push(owner)
-      else lock.tag.waiting.push({ batch, owners: together })
+      if (this.#locks.conflicts(from, to, false))
+        this.#locks.wait(new Hold<Lock>(from, to, false, parked(batch, together)))
+      else for (const owner of together) free.push(owner)
     }
     return free.sort((a, b) => a - b)
   }
@@ -160,9 +160,9 @@ export class Stage {
   #enter(submission: Submission): boolean {
     const span = this.#image.allocates!({ offset: submission.offset, length: submission.length })
     if (span === null) return true
-    const tag = { starting: NO_SUBMISSIONS, parts: 1, run: null, waiting: [] }
+    const tag: Lock = { starting: NO_SUBMISSIONS, parts: 1, run: null, parked: null }
     const hold = new Hold<Lock>(span.offset, span.offset + span.length, false, tag)
-    this.#locks.add(hold, this.#locks.empty ? NO_LOCKS : this.#locks.frontier(hold))
+    this.#locks.enter(hold)
     this.#held.set(submission, hold)
     if (hold.blockers === 0) return true
     hold.tag.starting = [submission]
@@ -172,8 +172,10 @@ export class Stage {
 
 const NONE: Submission[] = []
 const NO_SUBMISSIONS: Submission[] = []
-const NO_LOCKS: readonly Hold<Lock>[] = []
-const NO_LOCK: Lock = { starting: [], parts: 0, run: null, waiting: [] }
+
+function parked(batch: SubmissionOwner, owners: number[]): Lock {
+  return { starting: NO_SUBMISSIONS, parts: 0, run: null, parked: { batch, owners } }
+}
 
 /** The ranges of requests; those that touch their predecessor are one. */
 function rangesOf(batch: SubmissionOwner, owners: readonly number[]): Range[] {
