@@ -133,6 +133,12 @@ export class Batch implements SubmissionOwner {
     return planMerged(this.work.units, this.#context.limits(this.work.read), this.#mayFill)
   }
 
+  /** The plan of the whole batch with its requests apart; only for batches that merge none. */
+  planAllSeparately(): Plan {
+    const { units, owner, read } = this.work
+    return planSeparately(units, owner, this.#context.limits(read), this.#context.mode !== 'off')
+  }
+
   /** The plan of a batch of one request, whatever the merge mode. */
   planSeparate(): Plan {
     return planSeparately(this.work.units, this.work.owner, this.#context.limits(this.work.read), true)
@@ -143,6 +149,12 @@ export class Batch implements SubmissionOwner {
     this.#state.fill(State.released)
     this.#countOverlap(this.work.units, plan)
     return this.#submissions(plan, null, null, claimOf)
+  }
+
+  /** The same for a plan in which requests are apart. */
+  releaseSeparately(plan: Plan, claimOf: (index: number) => Claim | null): Submission[] {
+    this.#state.fill(State.released)
+    return this.#submissionsOfOne(plan, null, claimOf)
   }
 
   /**
@@ -164,7 +176,7 @@ export class Batch implements SubmissionOwner {
       const { units, map } = this.#select(single)
       const unitOwners = map.unit.map((unit) => this.ownerOf(unit))
       const plan = planSeparately(units, unitOwners, this.#context.limits(this.work.read), this.#context.mode !== 'off')
-      submissions = submissions.concat(this.#submissionsOfOne(plan, map))
+      submissions = submissions.concat(this.#submissionsOfOne(plan, map, () => null))
     }
     return submissions
   }
@@ -374,15 +386,7 @@ export class Batch implements SubmissionOwner {
       }
       return [new Submission(this, plan, 0, map, list, 0, count, claimOf(0))]
     }
-    if (owners === null && plan.count === members && this.#isOneEach(plan)) {
-      const submissions: Submission[] = []
-      for (let s = 0; s < plan.count; s++) {
-        const owner = plan.segmentUnit[plan.firstSegment[s]!]!
-        this.#pending[owner]!++
-        submissions.push(this.#submissionOf(owner, plan, s, map, claimOf(s)))
-      }
-      return submissions
-    }
+    if (plan.count === members && this.#isOneEach(plan, map)) return this.#submissionsOfOne(plan, map, claimOf)
     const first = int32s(members)
     const counts = int32s(plan.count + 1)
     let total = 0
@@ -430,26 +434,29 @@ export class Batch implements SubmissionOwner {
     return new Submission(this, plan, s, map, ascending(owner + 1), owner, owner + 1, claim)
   }
 
-  /** Whether each submission of a plan of the whole batch is one whole request of one piece. */
-  #isOneEach(plan: Plan): boolean {
+  /** Whether each submission of a plan is one whole request of one piece. */
+  #isOneEach(plan: Plan, map: UnitMap | null): boolean {
     const { units, owner } = this.work
     if (owner !== null) return false
     for (let s = 0; s < plan.count; s++) {
       const segment = plan.firstSegment[s]!
       if (plan.firstSegment[s + 1] !== segment + 1) return false
-      const unit = plan.segmentUnit[segment]!
-      if (unit < 0 || plan.segmentLength[segment] !== units.length[unit]) return false
+      const planned = plan.segmentUnit[segment]!
+      if (planned < 0) return false
+      const unit = map === null ? planned : map.unit[planned]!
+      if (plan.segmentLength[segment] !== units.length[unit]) return false
     }
     return true
   }
 
   /** Submissions of a plan without merging: each has one owner. */
-  #submissionsOfOne(plan: Plan, map: UnitMap): Submission[] {
+  #submissionsOfOne(plan: Plan, map: UnitMap | null, claimOf: (index: number) => Claim | null): Submission[] {
     const submissions: Submission[] = []
     for (let s = 0; s < plan.count; s++) {
-      const owner = this.ownerOf(map.unit[plan.segmentUnit[plan.firstSegment[s]!]!]!)
+      const unit = plan.segmentUnit[plan.firstSegment[s]!]!
+      const owner = this.ownerOf(map === null ? unit : map.unit[unit]!)
       this.#pending[owner]!++
-      submissions.push(this.#submissionOf(owner, plan, s, map, null))
+      submissions.push(this.#submissionOf(owner, plan, s, map, claimOf(s)))
     }
     return submissions
   }

@@ -4,14 +4,15 @@
 // The common batch meets nothing: it is planned at once and its merged runs are entered as one hold each. Of a batch that
 // overlaps something earlier those requests wait that do, and those that overlap these, with a hold each; the others go now, as
 // one plan. A request that waits goes when the last hold before it is removed. Within a batch, requests that may be merged do
-// not wait for each other as long as they go together: the planner settles their order. Requests that must not be merged, and
-// those of a format driver, which are planned later, have a hold each in any case. Operations that are no batch, such as a
+// not wait for each other as long as they go together: the planner settles their order. Where one must not be merged that meets
+// something, and before a format driver, which plans later, each request has a hold. Operations that are no batch, such as a
 // discard, are one hold and are run when it is free.
 //
 // A write holds whole blocks, since direct I/O may have to rewrite all of a block for some of its bytes.
 
 import type { Batch } from './batch.ts'
 import type { Blocks, Span } from './blocks.ts'
+import { sortOrder } from './planner/sort.ts'
 import type { Plan } from './planner/units.ts'
 import type { Claim, Submission, SubmissionOwner, Waiter } from './submission.ts'
 import { Hold, Tracker } from './tracker.ts'
@@ -48,7 +49,8 @@ export class Gate {
       }
       return this.#admitAround(batch)
     }
-    return this.#admitSingly(batch)
+    const apart = batch.mergesNone && this.#stage === null ? this.#admitApart(batch) : null
+    return apart ?? this.#admitSingly(batch)
   }
 
   /** Runs an operation on a range when nothing earlier is in its way; it must `leave` when it has ended. */
@@ -128,16 +130,52 @@ export class Gate {
 
   /** Takes in a batch of which some requests have to wait; the others are held by their merged runs. */
   #admitAround(batch: Batch): Submission[] {
-    const holds = this.#holdsOf(batch)
-    const { free, waiting } = sort(batch, holds, this.#tracker)
+    const { count, offset, length, read } = batch.work
+    const holds: (Hold<Waiter> | null)[] = []
+    const free: number[] = []
+    // What is in the way of later requests of the batch: those that wait.
+    const waiting = new Tracker<null>()
+    for (let owner = 0; owner < count; owner++) {
+      holds.push(null)
+      if (length[owner] === 0) continue
+      const { start, end } = this.#span(offset[owner]!, offset[owner]! + length[owner]!, read)
+      if (this.#tracker.conflicts(start, end, read) || waiting.conflicts(start, end, read)) {
+        holds[owner] = new Hold<Waiter>(start, end, read, { batch, owner })
+        waiting.add(new Hold(start, end, read, null))
+      } else {
+        free.push(owner)
+      }
+    }
     const waiter: Waiter = { batch, owner: -1 }
-    const claimOf = (plan: Plan, s: number): Claim => this.#claim(waiter, batch.work.read, plan, s)
+    const claimOf = (plan: Plan, s: number): Claim => this.#claim(waiter, read, plan, s)
     const submissions = free.length === 0 ? [] : batch.release(free, claimOf)
-    for (const hold of waiting) this.#tracker.enter(hold)
-    inheritFua(batch, holds)
-    for (const owner of free) holds[owner] = null
+    for (const hold of holds) if (hold !== null) this.#tracker.enter(hold)
+    this.#inheritFua(batch, holds)
     batch.holds = holds
     return submissions
+  }
+
+  /** Takes in a batch that is not to be merged, if nothing is in the way of any of its requests; otherwise `null`. */
+  #admitApart(batch: Batch): Submission[] | null {
+    const { read } = batch.work
+    const plan = batch.planAllSeparately()
+    if (!this.#liesApart(plan) || (!this.#tracker.empty && this.#meetsAny(plan, read))) return null
+    if (!this.#ordered) return batch.releaseSeparately(plan, () => null)
+    const waiter: Waiter = { batch, owner: -1 }
+    return batch.releaseSeparately(plan, (s) => this.#claim(waiter, read, plan, s))
+  }
+
+  /** Whether no two submissions of a plan move the same block. */
+  #liesApart({ count, offset, length }: Plan): boolean {
+    const order = sortOrder(offset, count)
+    let before = 0
+    for (let i = 0; i < count; i++) {
+      const s = order === null ? i : order[i]!
+      const { start, end } = this.#blocks.around(offset[s]!, offset[s]! + length[s]!)
+      if (start < before) return false
+      before = end
+    }
+    return true
   }
 
   /** Takes in a batch with a hold for each request. */
@@ -160,8 +198,25 @@ export class Gate {
       for (const owner of free) tracker.add(holds[owner]!)
       for (const hold of sorted.waiting) tracker.enter(hold)
     }
-    inheritFua(batch, holds)
+    this.#inheritFua(batch, holds)
     return free.length === 0 ? [] : this.#plan(batch, free)
+  }
+
+  /**
+   * What was asked to be on stable storage is not to be hidden by bytes that are not: a request that waits goes out with FUA if
+   * an earlier one of its batch did that it overlaps. Of those that go together the planner takes care.
+   */
+  #inheritFua(batch: Batch, holds: readonly (Hold<Waiter> | null)[]): void {
+    const { fua, count, offset, length, read } = batch.work
+    if (fua === null) return
+    const asked = new Tracker<null>()
+    for (let owner = 0; owner < count; owner++) {
+      if (length[owner] === 0) continue
+      const { start, end } = this.#span(offset[owner]!, offset[owner]! + length[owner]!, read)
+      const hold = holds[owner]!
+      if (fua[owner] === 1) asked.add(new Hold(start, end, false, null))
+      else if (hold !== null && hold.blockers > 0 && asked.conflicts(start, end, false)) batch.raiseFua(owner)
+    }
   }
 
   /** A hold for each request of a batch that has bytes. */
@@ -248,21 +303,4 @@ function sort(
     }
   }
   return { free, waiting }
-}
-
-/**
- * What was asked to be on stable storage is not to be hidden by bytes that are not: a request that waits goes out with FUA if an
- * earlier one of its batch did that it overlaps. Of those that go together the planner takes care.
- */
-function inheritFua(batch: Batch, holds: readonly (Hold<Waiter> | null)[]): void {
-  const { fua } = batch.work
-  if (fua === null) return
-  const asked = new Tracker<null>()
-  for (const hold of holds) {
-    if (hold === null) continue
-    const { start, end } = hold
-    const { owner } = hold.tag
-    if (fua[owner] === 1) asked.add(new Hold(start, end, false, null))
-    else if (hold.blockers > 0 && asked.conflicts(start, end, false)) batch.raiseFua(owner)
-  }
 }
