@@ -255,14 +255,10 @@ export class Gate {
       if (owners === undefined) groups.set(batch, [owner])
       else owners.push(owner)
     }
-    let submissions: Submission[] = []
+    const submissions: Submission[] = []
     for (const [batch, owners] of groups) {
-      submissions = submissions.concat(
-        this.#plan(
-          batch,
-          owners.sort((a, b) => a - b),
-        ),
-      )
+      owners.sort((a, b) => a - b)
+      for (const submission of this.#plan(batch, owners)) submissions.push(submission)
     }
     return submissions
   }

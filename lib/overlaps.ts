@@ -106,10 +106,10 @@ export class Overlaps<T> {
 
   /** Takes a hold in. @param waits whether behind those that are in its way; each link counts in `blockers` */
   add(hold: Hold<T>, waits: boolean): void {
+    if (this.#entries.length === LEAF_MAX) this.#narrow()
     const entry: Entry<T> = { hold, groups: [], leaves: [], own: null, index: this.#entries.length }
     hold.entry = entry
     this.#entries.push(entry)
-    if (this.#entries.length === LEAF_MAX) this.#narrow()
     while (hold.start < this.#root.start || this.#root.end < hold.end) this.#root = above(this.#root)
     enter(this.#root, hold, entry, waits)
   }

@@ -76,7 +76,7 @@ export class Stage {
   unlock(hold: Hold<Lock>): Submission[] {
     const released: Hold<Lock>[] = []
     this.#locks.remove(hold, released)
-    let submissions: Submission[] = []
+    const submissions: Submission[] = []
     const groups = new Map<SubmissionOwner, number[]>()
     for (const next of released) {
       const { tag } = next
@@ -87,17 +87,12 @@ export class Stage {
         else for (const owner of owners) group.push(owner)
       } else if (tag.run !== null) tag.run()
       // All its runs were withdrawn while it waited; its place in the order was kept.
-      else if (tag.parts === 0) submissions = submissions.concat(this.unlock(next))
-      else submissions = submissions.concat(tag.starting.splice(0))
+      else if (tag.parts === 0) append(submissions, this.unlock(next))
+      else append(submissions, tag.starting.splice(0))
     }
     for (const [batch, owners] of groups) {
-      submissions = submissions.concat(
-        this.#resume(
-          batch,
-          owners.sort((a, b) => a - b),
-          true,
-        ),
-      )
+      owners.sort((a, b) => a - b)
+      append(submissions, this.#resume(batch, owners, true))
     }
     return submissions
   }
@@ -172,6 +167,11 @@ export class Stage {
 
 const NONE: Submission[] = []
 const NO_SUBMISSIONS: Submission[] = []
+
+/** Not `concat`, which copies what is there already, for each of many batches anew. */
+function append(submissions: Submission[], more: readonly Submission[]): void {
+  for (const one of more) submissions.push(one)
+}
 
 function parked(batch: SubmissionOwner, owners: number[]): Lock {
   return { starting: NO_SUBMISSIONS, parts: 0, run: null, parked: { batch, owners } }
