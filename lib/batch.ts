@@ -55,6 +55,7 @@ export class Batch implements SubmissionOwner {
   /** What its holds are entered in, where that is not the device's: order inside the batch only. */
   tracker: Tracker<Waiter> | null = null
   isToTell = false
+  isCounted = true
   /** Requests not answered yet. */
   #open: number
   #answered: number[] = []

@@ -197,7 +197,7 @@ export class Dispatch {
     this.#reads.send()
   }
 
-  /** Writes on a range whose order is settled. */
+  /** Writes on a range whose order is settled, as a part of an operation that is counted as such. */
   writeInside(work: Work): Promise<BlockError | null> {
     return new Promise((resolve) => {
       let failure: BlockError | null = null
@@ -209,6 +209,7 @@ export class Dispatch {
         },
         () => resolve(failure),
       )
+      batch.isCounted = false
       this.queue.enqueue(batch.releaseAll(batch.planSeparate(), () => null))
       this.#go(batch)
     })

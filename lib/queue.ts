@@ -390,6 +390,7 @@ export class Queue implements SubmissionQueue, Lane {
     if (submission.bounces) this.#counters.bounced++
     if (submission.sent) return
     submission.sent = true
+    if (!submission.batch.isCounted) return
     const counters = submission.read ? this.#counters.read : this.#counters.write
     counters.submissions++
     counters.bytes += submission.length

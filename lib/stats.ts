@@ -19,6 +19,7 @@ export interface Stats {
   /** fdatasyncs made, not those asked for. */
   flushes: number
   discards: number
+  /** Also those whose zeros had to be written: no writes are counted for them. */
   zeroes: number
   /** Submissions that went through a copy, since their memory could not be shown to the kernel as it was. */
   bounced: number

@@ -64,6 +64,8 @@ export interface SubmissionOwner {
    */
   readonly holds: (Hold<Waiter> | null)[] | null
   readonly tracker: Tracker<Waiter> | null
+  /** Whether its runs count as submissions of writes: not the zeros of an operation that has a counter of its own. */
+  readonly isCounted: boolean
   /** Whether it stands in the list of those that `tell` is to be called of. */
   isToTell: boolean
   firstUnitOf(owner: number): number

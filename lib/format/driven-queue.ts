@@ -150,6 +150,7 @@ export class DrivenQueue implements SubmissionQueue {
   #count(submission: Submission): void {
     if (submission.parent !== null || submission.sent) return
     submission.sent = true
+    if (!submission.batch.isCounted) return
     const { read, write } = this.#options.counters
     const counters = submission.read ? read : write
     counters.submissions++
