@@ -6,6 +6,11 @@ import { overBlock } from './planner/submissions.ts'
 /** The largest piece of the page cache (a huge page). */
 const FOLIO_MAX = 2 << 20
 
+/** Where the piece of the page cache may begin that has a place in it. */
+export function folioStart(place: number): number {
+  return place - overBlock(place, FOLIO_MAX)
+}
+
 /** A range of the device, in bytes. */
 export interface Span {
   start: number
@@ -60,6 +65,6 @@ export class Blocks {
   aroundForKernel(start: number, end: number): Span {
     const wide = this.around(start, end)
     if (!this.#mayEndInside || end < this.#size) return wide
-    return { start: start - overBlock(start, FOLIO_MAX), end: wide.end }
+    return { start: folioStart(start), end: wide.end }
   }
 }

@@ -10,14 +10,14 @@ export class Flights {
   readonly #tracker = new Tracker<Submission>()
   readonly #released: Hold<Submission>[] = []
   #count = 0
-  #alone = false
+  #alone: Submission | null = null
 
   get count(): number {
     return this.#count
   }
 
-  /** Whether the one in flight is to have no other beside it. */
-  get alone(): boolean {
+  /** The one in flight that goes through the page cache of a direct file; there is no second. */
+  get alone(): Submission | null {
     return this.#alone
   }
 
@@ -25,7 +25,7 @@ export class Flights {
     const hold = new Hold(submission.blockStart, submission.blockEnd, submission.read, submission)
     submission.flight = hold
     this.#count++
-    this.#alone = submission.alone
+    if (submission.alone) this.#alone = submission
     this.#tracker.add(hold)
   }
 
@@ -33,7 +33,12 @@ export class Flights {
     this.#tracker.remove(submission.flight!, this.#released)
     submission.flight = null
     this.#count--
-    this.#alone = false
+    if (this.#alone === submission) this.#alone = null
+  }
+
+  /** Whether something moves blocks from this place on. */
+  reach(place: number): boolean {
+    return this.#tracker.conflicts(place, Number.MAX_SAFE_INTEGER, false)
   }
 
   /** Those whose blocks overlap or touch the blocks of a submission. */

@@ -5,12 +5,19 @@
 //
 // What waits here holds references only; copies are made when a submission leaves. Results are collected while a drain reads
 // them; when it has, more is sent first and users are called back last.
+//
+// Who can't go does not keep back who can. What must be copied waits in a line of its own while there is no memory to copy
+// into, and what needs none goes by; nobody takes memory before those that came first, or small copies would starve large ones.
+// Who must not be in flight beside something that is there steps aside and is looked at first the next time; what would be in
+// its way as well does not go by, or it might wait for ever. A few may stand aside; when they are many, everybody waits.
 
 import { constants } from 'node:os'
+import { folioStart } from './blocks.ts'
 import { tellSubmission } from './diagnostics.ts'
 import type { SubmissionQueue } from './dispatch.ts'
 import type { Engine, Operation } from './engine.ts'
 import type { AbortError } from './errors.ts'
+import { Fifo } from './fifo.ts'
 import { Flights } from './flights.ts'
 import type { Gate } from './gate.ts'
 import { Isolation, mustIsolate } from './isolation.ts'
@@ -36,6 +43,14 @@ const { EAGAIN, EINTR } = constants.errno
  */
 const RETRY_DELAY_MS = 1
 
+/** Each that goes by is compared with those that stand aside. */
+const ASIDE_MAX = 32
+
+/** So many are found to need memory that is not there before the rest waits for the next time: a look has to read their vectors. */
+const LOOKS_MAX = 256
+
+const NOBODY = new Fifo<Submission>()
+
 export class Queue implements SubmissionQueue, Lane {
   readonly #engine: Engine
   readonly #staging: Staging = threadStaging()
@@ -46,10 +61,13 @@ export class Queue implements SubmissionQueue, Lane {
   readonly #counters: Counters
   readonly #isGone: (() => Promise<boolean>) | null
   readonly #beforeSending: () => void
-  #waiting: Submission[] = []
-  #head = 0
+  readonly #waiting = new Fifo<Submission>()
+  /** Those that must be copied and found no memory, in their order. */
+  readonly #uncopied = new Fifo<Submission>()
+  /** Those that could not go though it was their turn, in their order: near something in flight, or `front` without memory. */
+  #aside: Submission[] = []
   /** Those that hold staging memory stand first: they go on with what they have, and others may wait for just that. */
-  #front: Submission[] = []
+  readonly #front = new Fifo<Submission>()
   /** What the kernel had no room for, until the timer runs out; what comes meanwhile may pass it. */
   #later: Submission[] = []
   #laterFlushes: ((result: number) => void)[] = []
@@ -117,45 +135,64 @@ export class Queue implements SubmissionQueue, Lane {
   /** Sends what may be in flight, in one native call. */
   pump(): void {
     this.#beforeSending()
+    const again = this.#aside.length === 0 ? NOBODY : new Fifo(this.#aside)
+    if (again !== NOBODY) this.#aside = []
+    let hasMemory = true
+    let looks = 0
     for (;;) {
-      const full =
-        this.#flights.count >= this.#depth || (this.#front.length === 0 && this.#head === this.#waiting.length)
-      if (full && this.#flushes.length === 0) break
+      const line = this.#flights.count < this.#depth && looks < LOOKS_MAX ? this.#nextLine(again, hasMemory) : null
+      if (line === null && this.#flushes.length === 0) break
       if (!this.#engine.hasSlot()) {
         this.#engine.stall(this.#pumpAgain)
         break
       }
-      if (this.#flushes.length > 0) {
+      if (line === null || this.#flushes.length > 0) {
         this.#engine.begin()
         this.#engine.add(this.#flushOperation(this.#flushes.shift()!), OP.fdatasync, this.#target.file, 0, 0)
         continue
       }
-      const submission = this.#front.length > 0 ? this.#front[0]! : this.#waiting[this.#head]!
-      // The kernel can't drop a folio from below a direct write while the page cache dirties it, and calls that lost data.
-      if (this.#flights.count > 0 && (this.#flights.alone || isTail(submission, this.#target))) break
+      const submission = line.first()!
       submission.begin(this.#target)
-      if (this.#mustKeepAway(submission)) break
-      const filled = submission.fill(this.#engine, this.#staging, this.#target)
-      if (filled === Filled.noMemory) {
+      const mayGo = !this.#mustKeepAway(submission)
+      const filled = mayGo ? submission.fill(this.#engine, this.#staging, this.#target, hasMemory) : null
+      if (filled === Filled.noMemory && hasMemory) {
+        hasMemory = false
         this.#engine.stall(this.#pumpAgain)
-        break
+        if (line === this.#uncopied) continue
       }
-      this.#takeFirst()
-      if (filled === Filled.pastEnd) {
-        this.#endSoon(submission)
-        continue
+      line.take()
+      if (filled === Filled.yes) this.#hand(submission)
+      else if (filled === Filled.pastEnd) this.#endSoon(submission)
+      else if (filled === Filled.lostMemory) this.#replaceLost(submission)
+      else if (submission.isStaged) this.#aside.unshift(submission)
+      else if (filled === null || line !== this.#waiting) this.#aside.push(submission)
+      else {
+        this.#uncopied.push(submission)
+        looks++
       }
-      if (filled === Filled.lostMemory) {
-        this.#replaceLost(submission)
-        continue
-      }
-      this.#count(submission)
-      this.#meet(submission)
-      this.#flights.add(submission)
-      if (submission.parent !== null) this.#singlesInFlight++
-      this.#engine.add(submission, submission.op, submission.file, submission.place, submission.flags)
     }
+    for (let left = again.take(); left !== undefined; left = again.take()) this.#aside.push(left)
     this.#engine.commit()
+  }
+
+  /** The line whose first has its turn; `null` if nobody has. `again` are those who stood aside the last time. */
+  #nextLine(again: Fifo<Submission>, hasMemory: boolean): Fifo<Submission> | null {
+    const front = this.#front.first()
+    if (front?.isStaged === true) return this.#front
+    if (this.#aside.length >= ASIDE_MAX) return null
+    if (again.length > 0) return again
+    if (front !== undefined) return this.#front
+    if (hasMemory && this.#uncopied.length > 0) return this.#uncopied
+    return this.#waiting.length > 0 ? this.#waiting : null
+  }
+
+  /** Hands over a submission whose system call was made up. */
+  #hand(submission: Submission): void {
+    this.#count(submission)
+    this.#meet(submission)
+    this.#flights.add(submission)
+    if (submission.parent !== null) this.#singlesInFlight++
+    this.#engine.add(submission, submission.op, submission.file, submission.place, submission.flags)
   }
 
   #flushOperation(done: (result: number) => void): Operation {
@@ -183,7 +220,7 @@ export class Queue implements SubmissionQueue, Lane {
     } else {
       if (outcome !== Outcome.next) this.#counters.resubmitted++
       if (result === -EAGAIN) this.#later.push(submission)
-      else if (submission.isStaged) this.#front.unshift(submission)
+      else if (submission.isStaged) this.#front.pushFirst(submission)
       else this.#front.push(submission)
     }
     this.#collect()
@@ -212,16 +249,20 @@ export class Queue implements SubmissionQueue, Lane {
     }
   }
 
-  /** A request that is carried out singly must not touch anything in flight: the kernel would merge them again. */
+  /** Whether a submission can't be in flight beside what is, or would be in the way of one that stands aside for that. */
   #mustKeepAway(submission: Submission): boolean {
-    if (submission.parent === null && this.#singlesInFlight === 0) return false
-    return this.#flights
-      .near(submission)
-      .some(
-        (other) =>
-          (other.parent !== null || submission.parent !== null) &&
-          (other.blockEnd === submission.blockStart || submission.blockEnd === other.blockStart),
-      )
+    const { alone } = this.#flights
+    if (alone !== null && sharesFolio(alone, submission)) return true
+    if (submission.alone && this.#flights.reach(folioStart(submission.offset))) return true
+    if (submission.parent !== null || this.#singlesInFlight > 0) {
+      for (const other of this.#flights.near(submission)) if (mayFailTogether(other, submission)) return true
+    }
+    // Whoever holds memory may be waited for by just those.
+    if (submission.isStaged) return false
+    for (const other of this.#aside) {
+      if (mayFailTogether(other, submission) || sharesFolio(other, submission)) return true
+    }
+    return false
   }
 
   #collect(): void {
@@ -245,9 +286,10 @@ export class Queue implements SubmissionQueue, Lane {
 
   #retry(): void {
     this.#retrying = false
-    const staged = this.#later.filter((submission) => submission.isStaged)
-    const others = this.#later.filter((submission) => !submission.isStaged)
-    this.#front = staged.concat(this.#front, others)
+    for (const submission of this.#later) {
+      if (submission.isStaged) this.#front.pushFirst(submission)
+      else this.#front.push(submission)
+    }
     this.#flushes = this.#flushes.concat(this.#laterFlushes)
     this.#later = []
     this.#laterFlushes = []
@@ -311,8 +353,10 @@ export class Queue implements SubmissionQueue, Lane {
   }
 
   #sendFirst(submissions: readonly Submission[]): void {
-    for (const submission of submissions) submission.lane = this
-    this.#front = this.#front.concat(submissions)
+    for (const submission of submissions) {
+      submission.lane = this
+      this.#front.push(submission)
+    }
   }
 
   #tellAll(): void {
@@ -344,9 +388,10 @@ export class Queue implements SubmissionQueue, Lane {
         ? submission
         : this.#replace(submission, leaving, (owner) => leaving.get(owner)!)
     }
-    this.#waiting = this.#waiting.slice(this.#head).flatMap(keep)
-    this.#head = 0
-    this.#front = this.#front.flatMap(keep)
+    this.#waiting.replaceEach(keep)
+    this.#uncopied.replaceEach(keep)
+    this.#aside = this.#aside.flatMap(keep)
+    this.#front.replaceEach(keep)
   }
 
   #replace(submission: Submission, leaving: Owners, errorOf: (owner: number) => Error): Submission[] {
@@ -368,22 +413,6 @@ export class Queue implements SubmissionQueue, Lane {
     })
   }
 
-  #takeFirst(): void {
-    if (this.#front.length > 0) {
-      this.#front.shift()
-      return
-    }
-    this.#head++
-    // Dropped in bulk: taking single entries off the start of a long array costs its length each time.
-    if (this.#head === this.#waiting.length) {
-      this.#waiting = []
-      this.#head = 0
-    } else if (this.#head >= 4096) {
-      this.#waiting = this.#waiting.slice(this.#head)
-      this.#head = 0
-    }
-  }
-
   #count(submission: Submission): void {
     if (submission.parent !== null) return
     if (submission.readsBlocks) this.#counters.rmw++
@@ -398,8 +427,18 @@ export class Queue implements SubmissionQueue, Lane {
   }
 }
 
-function isTail(submission: Submission, target: Target): boolean {
-  return !submission.read && submission.offset >= target.tail
+/**
+ * Whether one of two goes through the page cache of a direct file, near the other: the kernel can't drop a folio from below a
+ * direct write while the page cache dirties it, and calls that lost data.
+ */
+function sharesFolio(a: Submission, b: Submission): boolean {
+  return (a.alone && b.blockEnd > folioStart(a.offset)) || (b.alone && a.blockEnd > folioStart(b.offset))
+}
+
+/** A request that is carried out singly must not touch anything in flight: the kernel would merge them again. */
+function mayFailTogether(a: Submission, b: Submission): boolean {
+  if (a.parent === null && b.parent === null) return false
+  return a.blockEnd === b.blockStart || b.blockEnd === a.blockStart
 }
 
 /** Whether two submissions must not be in flight together. A write moves whole blocks; a read needs its own bytes only. */

@@ -138,7 +138,7 @@ export class Submission implements Operation {
   file = 0
   place = -1
   flags = 0
-  /** Whether it goes through the page cache of a direct file: nothing else may be in flight then. */
+  /** Whether it goes through the page cache of a direct file: nothing else may be in flight near it then. */
   alone = false
   /** Whether `fill` made a copy for the first time. */
   bounces = false
@@ -200,8 +200,12 @@ export class Submission implements Operation {
     this.lane!.settled(this, result)
   }
 
-  /** Makes up the next system call: gives the engine its vectors and sets `op`, `file`, `place` and `flags`. */
-  fill(engine: Engine, staging: Staging, target: Target): Filled {
+  /**
+   * Makes up the next system call: gives the engine its vectors and sets `op`, `file`, `place` and `flags`.
+   *
+   * @param mayStage whether it may take staging memory: others may wait for that
+   */
+  fill(engine: Engine, staging: Staging, target: Target, mayStage: boolean): Filled {
     if (this.end > target.size) {
       this.errno = this.read ? EIO : ENOSPC
       return Filled.pastEnd
@@ -216,7 +220,7 @@ export class Submission implements Operation {
       }
       engine.rewind()
       if (needs === Filled.lostMemory) return needs
-      if (!this.#stage(staging)) return Filled.noMemory
+      if (!mayStage || !this.#stage(staging)) return Filled.noMemory
     } else if (!this.read && this.#blocks.length === 0 && this.#isLost()) {
       // Blocks were read meanwhile, or the kernel asked for another try: the memory may have gone since it was looked at.
       this.#unstage(staging)

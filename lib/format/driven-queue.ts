@@ -6,6 +6,7 @@ import { constants } from 'node:os'
 import type { Blocks } from '../blocks.ts'
 import type { SubmissionQueue } from '../dispatch.ts'
 import { type AbortError, BlockError, reasonOf } from '../errors.ts'
+import { Fifo } from '../fifo.ts'
 import type { Gate } from '../gate.ts'
 import { Isolation, mustIsolate } from '../isolation.ts'
 import type { Counters } from '../stats.ts'
@@ -36,9 +37,8 @@ export class DrivenQueue implements SubmissionQueue {
   readonly #gate: Gate
   readonly #beforeSending: () => void
   readonly #options: DrivenQueueOptions
-  #waiting: Submission[] = []
-  #head = 0
-  #front: Submission[] = []
+  readonly #waiting = new Fifo<Submission>()
+  readonly #front = new Fifo<Submission>()
   #inFlight = 0
   #ended: { submission: Submission; error: unknown }[] = []
   #toTell: SubmissionOwner[] = []
@@ -73,24 +73,10 @@ export class DrivenQueue implements SubmissionQueue {
   pump(): void {
     this.#beforeSending()
     while (this.#inFlight < this.#options.depth) {
-      const submission = this.#front.shift() ?? this.#next()
+      const submission = this.#front.take() ?? this.#waiting.take()
       if (submission === undefined) break
       this.#start(submission)
     }
-  }
-
-  #next(): Submission | undefined {
-    if (this.#head === this.#waiting.length) return undefined
-    const submission = this.#waiting[this.#head++]
-    // Dropped in bulk: taking single entries off the start of a long array costs its length each time.
-    if (this.#head === this.#waiting.length) {
-      this.#waiting = []
-      this.#head = 0
-    } else if (this.#head >= 4096) {
-      this.#waiting = this.#waiting.slice(this.#head)
-      this.#head = 0
-    }
-    return submission
   }
 
   withdraw(all: ReadonlyMap<SubmissionOwner, ReadonlyMap<number, AbortError>>): void {
@@ -105,9 +91,8 @@ export class DrivenQueue implements SubmissionQueue {
       return rest
     }
     stage.replaceWaiting(keep)
-    this.#waiting = this.#waiting.slice(this.#head).flatMap(keep)
-    this.#head = 0
-    this.#front = this.#front.flatMap(keep)
+    this.#waiting.replaceEach(keep)
+    this.#front.replaceEach(keep)
   }
 
   #start(submission: Submission): void {
@@ -196,7 +181,7 @@ export class DrivenQueue implements SubmissionQueue {
       const isolation = new Isolation(
         submission,
         (singles) => {
-          this.#front = this.#front.concat(singles)
+          for (const single of singles) this.#front.push(single)
         },
         (failed) => this.#finish(failed),
       )
