@@ -150,6 +150,24 @@ describe('without memory to copy into', () => {
     for (const start of taken) staging.give(start, MiB)
   })
 
+  test('who found none has it before who came later', () => {
+    const device = new Device(1 << 30, pieces + 1)
+    const { engine } = device
+    const [large, small] = [500 * MiB, 502 * MiB]
+    for (let at = 0; at < pieces; at++) device.write({ offset: at * 2 * MiB, data: foreign(MiB) })
+    device.write({ offset: large, data: foreign(MiB) })
+    device.write({ offset: 400 * MiB, data: ours(4096) })
+    device.write({ offset: small, data: foreign(4096) })
+    expect(engine.offsets.slice(pieces)).toEqual([400 * MiB])
+    engine.settle(0, MiB)
+    expect(engine.offsets.slice(pieces - 1)).toEqual([400 * MiB, large])
+    while (engine.sent.length > 0) {
+      const { offset } = engine.sent[0]!
+      engine.settle(offset, offset === 400 * MiB || offset === small ? 4096 : MiB)
+    }
+    expect(device.answers).toHaveLength(pieces + 3)
+  })
+
   test('thousands that need some wait, and each is looked at once until there is some', () => {
     const device = new Device(2 ** 40, 256)
     const { engine } = device
@@ -232,16 +250,25 @@ describe('requests of a failed run, one by one', () => {
   test('what would be beside one that waits does not go by: it would wait for ever', () => {
     const device = new Device(1 << 30, 64)
     const { engine } = device
-    device.write({ offset: 8192, data: ours(4096) }, { offset: 12_288, data: ours(4096) })
-    device.write({ offset: 16_384, data: ours(4096) })
-    engine.settle(8192, -5)
-    expect(engine.offsets).toEqual([16_384])
-    // The one that waits is 12288..16384; neither neighbour of it is let in, the one of the other request is.
-    device.write({ offset: 16_384, data: ours(4096) })
-    device.write({ offset: 4096, data: ours(4096) })
-    expect(engine.offsets).toEqual([4096, 16_384])
-    engine.settle(16_384, 4096)
-    expect(engine.offsets).toEqual([4096, 12_288])
+    const [left, middle, right] = [4096, 8192, 12_288].map((offset) => ({ offset, data: ours(4096) })) as [
+      { offset: number; data: Uint8Array },
+      { offset: number; data: Uint8Array },
+      { offset: number; data: Uint8Array },
+    ]
+    device.write(left)
+    device.write(middle)
+    device.write(right)
+    // Those after them in the same places.
+    device.write(left)
+    device.write(right)
+    engine.settle(middle.offset, -5)
+    expect(engine.offsets).toEqual([left.offset, right.offset])
+    engine.settle(right.offset, 4096)
+    expect(engine.offsets).toEqual([left.offset])
+    engine.settle(left.offset, 4096)
+    expect(engine.offsets).toEqual([middle.offset])
+    engine.settle(middle.offset, 4096)
+    expect(engine.offsets).toEqual([left.offset, right.offset])
   })
 
   test('many that wait keep everybody waiting, and all have their turn', () => {
@@ -256,6 +283,7 @@ describe('requests of a failed run, one by one', () => {
     for (let at = 0; at < count; at++) engine.settle(at * MiB, -5)
     expect(engine.sent.length).toBeLessThanOrEqual(count)
     device.write({ offset: 500 * MiB, data: ours(4096) })
+    expect(engine.offsets).not.toContain(500 * MiB)
     let settled = 0
     for (; engine.sent.length > 0; settled++) engine.settle(engine.sent[0]!.offset, 4096)
     expect(settled).toBe(3 * count + 1)
