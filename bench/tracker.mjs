@@ -17,7 +17,7 @@ function cost(held) {
   const enter = (at) => {
     const hold = new Hold(at * 2 * BLOCK, at * 2 * BLOCK + BLOCK, false, tag)
     if (tracker.conflicts(hold.start, hold.end, false)) throw new Error('ranges overlap that must not')
-    tracker.add(hold, [])
+    tracker.add(hold)
     return hold
   }
   const holds = Array.from({ length: held }, (_, at) => enter(at))

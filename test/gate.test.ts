@@ -5,7 +5,7 @@
 // The model compares everything with everything: it is slow and has no ideas of its own. Real devices are in order.test.ts.
 
 import { AbortError } from 'multiwrite'
-import { describe, test } from 'vitest'
+import { describe, expect, test } from 'vitest'
 import { Batch } from '../lib/batch.ts'
 import { Blocks } from '../lib/blocks.ts'
 import { Gate } from '../lib/gate.ts'
@@ -395,6 +395,46 @@ class World {
     }
   }
 }
+
+test('of a batch that meets something under way only what must wait has a place of its own; the rest is one plan', () => {
+  const count = 512
+  const blocks = new Blocks(1, false, false)
+  blocks.size = count * 4096
+  const gate = new Gate(true, blocks)
+  const context = {
+    path: 'path',
+    engine: 'none',
+    mode: 'full' as const,
+    limits: () => ({ maxBytes: 1 << 30, maxSegments: 1024 }),
+    mayFill: null,
+    counters: newCounters(),
+    fuaFailed: () => undefined,
+  }
+  const batchOf = (offsets: readonly number[]): Batch => {
+    const collector = new Collector(offsets.length, false)
+    for (const offset of offsets) collector.add(offset, Buffer.alloc(4096), 0, blocks.size)
+    return new Batch(
+      collector.finish([]),
+      context,
+      () => undefined,
+      () => undefined,
+    )
+  }
+  const [first] = gate.admit(batchOf([100 * 4096]))
+  const batch = batchOf([...Array.from({ length: count }, (_, at) => at * 4096), 100 * 4096])
+  const free = gate.admit(batch)
+  const waiting = batch.holds!.flatMap((hold, owner) => (hold === null ? [] : [owner]))
+  expect(waiting).toEqual([100, count])
+  expect(free.map(({ offset, length }) => [offset / 4096, length / 4096])).toEqual([
+    [0, 100],
+    [101, count - 101],
+  ])
+  const released = gate.ended(first!)
+  expect(released.map(({ offset, membersFrom, membersTo }) => [offset / 4096, membersTo - membersFrom])).toEqual([
+    [100, 1],
+  ])
+  expect(gate.ended(released[0]!)).toHaveLength(1)
+})
 
 describe('everything goes in the order of calls where it overlaps, and as soon as it may', () => {
   const setups: Omit<Setup, 'seed'>[] = [
