@@ -68,7 +68,7 @@ export async function create(path: string | URL, options: CreateOptions): Promis
       reason: 'the file exists already; pass overwrite: true to lose what is in it',
     })
   }
-  const driver = driverOf(checked)
+  const driver = await driverOf(checked)
   if (driver !== null && driver.create === undefined) {
     const reason = `images of the format ${driver.name} can't be made`
     throw new BlockError(EOPNOTSUPP, { syscall: 'open', path: name, reason })
@@ -117,13 +117,13 @@ async function makeFile(path: string, size: number, { overwrite, direct }: Check
 }
 
 /** The driver of an image; `null` for a raw one. */
-function driverOf({ format }: CheckedOptions): FormatDriver | null {
+async function driverOf({ format }: CheckedOptions): Promise<FormatDriver | null> {
   if (format === 'raw') return null
   return typeof format === 'string' ? driverNamed(format) : format
 }
 
 async function openChecked(path: string, options: CheckedOptions): Promise<BlockDevice> {
-  const driver = driverOf(options)
+  const driver = await driverOf(options)
   if (driver === null) return openRaw(path, options)
   const host = await openRaw(path, { ...options, ordered: true })
   return openImage(driver, host, options, (below) => driver.open(host, below))

@@ -2,11 +2,9 @@
 // in the target; what was made is read back and compared, by way of the target's own format.
 
 import { create, open } from '../index.ts'
-import { type Command, ENGINES, EXIT, type ExitStatus, oneOf, parseArguments, Stop } from './command.ts'
-import { runJob, showJob } from './job.ts'
-import { progressDescriptor } from './progress.ts'
-import { type Backing, FORMATS, openSource } from './source.ts'
-import { confirm, examine, refuseOwnGround } from './target.ts'
+import { type Command, EXIT, type ExitStatus, oneOf, parseArguments, Stop } from './command.ts'
+import { carryImage, IMAGE_OPTIONS, imageSettings } from './image-command.ts'
+import { type Backing, FORMATS, WHOLE_CHUNKS } from './source.ts'
 
 const SECTOR_BYTES = 512
 
@@ -36,15 +34,11 @@ safety
 `
 
 const OPTIONS = {
+  ...IMAGE_OPTIONS,
   from: { type: 'string' },
   to: { type: 'string' },
   backing: { type: 'string' },
   'backing-format': { type: 'string' },
-  force: { type: 'boolean' },
-  'no-verify': { type: 'boolean' },
-  engine: { type: 'string' },
-  progress: { type: 'string' },
-  json: { type: 'boolean' },
 } as const
 
 async function run(args: readonly string[]): Promise<ExitStatus> {
@@ -52,7 +46,6 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
   if (parsed === null) return EXIT.done
   const { values, operands } = parsed
   const [image, path] = operands as [string, string]
-  const engine = oneOf(values.engine, 'engine', ENGINES, USAGE)
   const from = values.from === undefined ? undefined : oneOf(values.from, 'from', FORMATS, USAGE)
   const to = oneOf(values.to ?? (from === 'qcow2' ? 'raw' : 'qcow2'), 'to', FORMATS, USAGE)
   const backing: Backing | undefined =
@@ -60,43 +53,30 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
       ? undefined
       : { path: values.backing, format: oneOf(values['backing-format'], 'backing-format', FORMATS, USAGE) }
   if (backing !== undefined && from !== 'qcow2')
-    throw new Stop(EXIT.usage, 'only a qcow2 image has a backing file: --from qcow2')
-  const descriptor = progressDescriptor(values.progress)
-
-  const source = await openSource(image, from, backing)
-  try {
-    const { size } = source
+    throw new Stop(EXIT.usage, 'only a qcow2 image has a backing file: say --from qcow2, or leave --backing out')
+  const settings = imageSettings(values, USAGE)
+  return carryImage({ command: 'convert', image, format: from, backing, path }, settings, ({ size }, target) => {
     if (to === 'qcow2' && size === null) {
       throw new Stop(EXIT.usage, 'the size of a qcow2 image must be known when it is made: unpack the image first')
     }
-    const target = await examine(path)
     if (target.kind === 'block device') {
       throw new Stop(EXIT.usage, `${path} is a block device: "multiwrite write" writes an image to one`)
     }
-    if (image !== '-') await refuseOwnGround(image, target)
-    showJob(source, target, image)
-    await confirm(target, values.force ?? false, image !== '-')
-    const overwrite = target.kind === 'existing file'
-    return await runJob({
-      command: 'convert',
-      image,
-      source,
-      target,
+    return {
       zeroes: 'known',
       firstLast: false,
-      verify: !values['no-verify'],
-      json: values.json ?? false,
-      descriptor,
       // A raw image may end anywhere, a qcow2 image has whole sectors.
-      open: () => {
-        const whole = to === 'qcow2' ? Math.ceil(size! / SECTOR_BYTES) * SECTOR_BYTES : (size ?? 0)
-        return create(path, { format: to, size: whole, overwrite, engine })
-      },
-      reopen: (direct) => open(path, { format: to, readOnly: true, direct }),
-    })
-  } finally {
-    await source.close()
-  }
+      open: () =>
+        create(path, {
+          ...WHOLE_CHUNKS,
+          format: to,
+          size: to === 'qcow2' ? Math.ceil(size! / SECTOR_BYTES) * SECTOR_BYTES : (size ?? 0),
+          overwrite: target.kind === 'existing file',
+          engine: settings.engine,
+        }),
+      reopen: (direct) => open(path, { ...WHOLE_CHUNKS, format: to, readOnly: true, direct }),
+    }
+  })
 }
 
 export const convertCommand: Command = {

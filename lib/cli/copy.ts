@@ -1,27 +1,29 @@
 // Carries an image to a device, and proves afterwards that it is there.
 //
-//     source ──► lane: read a chunk, find its zeros, sum it up, write it ──► device     (LANES of them at once)
+//     source ──► lane: read a chunk, find its zeros, sum it up, write it ──► device     (some of them at once)
 //     device ──► lane: read a chunk back, sum it up, compare ──► first bad offset
 //
 // Each lane has a chunk of the device's own memory, so that nothing is copied on the way, and works on one chunk at a time; so
-// memory and the queue are bounded by the lanes. Nothing here opens, flushes or closes. A failure, or an interruption, ends it
-// when nothing is in flight any more.
+// memory and the queue are bounded by IN_FLIGHT_BYTES. Nothing here opens, flushes or closes. A failure, or an interruption,
+// ends it when nothing is in flight any more.
 
 import { crc32 } from 'node:zlib'
 import type { BlockDevice } from '../index.ts'
 import { EXIT, Stop } from './command.ts'
-import type { Source } from './source.ts'
+import { CHUNK_BYTES, type Source } from './source.ts'
 
-const LANES = 8
-const CHUNK_BYTES = 1 << 20
+/** Read or being written at any time, in as many lanes as there are chunks in it. */
+const IN_FLIGHT_BYTES = 8 << 20
 /** Zeros are looked for and checksums are kept by it: the cluster of a qcow2 image, and more than the block of any file system. */
 const PIECE_BYTES = 64 * 1024
+/** So near an error names the place: the requests of a chunk are written as one, and told apart when that fails. */
+const REQUEST_BYTES = 1 << 20
 /** Zeroing less than this costs more than writing the zeros. */
 const ZEROING_MIN_BYTES = 256 * 1024
 /** By how much a file grows whose size nobody knows yet. */
-const GROWTH_BYTES = 64 * CHUNK_BYTES
+const GROWTH_BYTES = 64 << 20
 
-const ZEROS = Buffer.alloc(CHUNK_BYTES)
+const ZEROS = Buffer.alloc(PIECE_BYTES)
 
 /**
  * What becomes of zeros in the image: `zero`: the device zeroes the range, by discarding it if it can; `known`: nothing, since
@@ -103,7 +105,7 @@ export async function copy(source: Source, disk: BlockDevice, options: CopyOptio
   const { signal } = options
   let failure: unknown = null
   const lane = async (): Promise<void> => {
-    const memory = disk.alloc(CHUNK_BYTES)
+    const memory = disk.alloc(source.chunkBytes)
     while (failure === null && !signal.aborted) {
       try {
         // Standard input may have nothing for ever; who interrupts does not want to wait for it.
@@ -121,11 +123,15 @@ export async function copy(source: Source, disk: BlockDevice, options: CopyOptio
       }
     }
   }
-  await Promise.all(Array.from({ length: LANES }, lane))
+  await inLanes(source.chunkBytes, lane)
   if (failure !== null) {
     copied.whole = false
     throw failure
   }
+}
+
+function inLanes(chunkBytes: number, lane: () => Promise<void>): Promise<unknown> {
+  return Promise.all(Array.from({ length: IN_FLIGHT_BYTES / chunkBytes }, lane))
 }
 
 export function nothingCopied(verified: boolean): Copied {
@@ -173,7 +179,9 @@ async function carry(
     const length = run.end - start
     if (length === 0) continue
     if (!run.zero) {
-      requests.push({ offset: offset + start, data: bytes.subarray(start, run.end) })
+      for (let at = start; at < run.end; at += REQUEST_BYTES) {
+        requests.push({ offset: offset + at, data: bytes.subarray(at, Math.min(at + REQUEST_BYTES, run.end)) })
+      }
       copied.writtenBytes += length
     } else if (zeroes === 'zero') {
       work.push(disk.writeZeroes(offset + start, length, { unmap: true }))
@@ -261,7 +269,7 @@ export async function verify(
       }
     }
   }
-  await Promise.all(Array.from({ length: LANES }, lane))
+  await inLanes(CHUNK_BYTES, lane)
   if (failure !== null) throw failure
   return bad === Number.POSITIVE_INFINITY ? null : locate(disk, copied, source, bad)
 }

@@ -1,13 +1,10 @@
 // `multiwrite write IMAGE TARGET`: carries an image to a device or file, and proves that it is there.
-//
-// The order of things: arguments, image, target and all refusals, the question, and only then is anything written (job.ts).
 
 import { create, open } from '../index.ts'
-import { type Command, ENGINES, EXIT, type ExitStatus, oneOf, parseArguments } from './command.ts'
-import { runJob, showJob } from './job.ts'
-import { progressDescriptor } from './progress.ts'
-import { FORMATS, openSource } from './source.ts'
-import { confirm, examine, refuseOwnGround, refuseTooSmall } from './target.ts'
+import { type Command, EXIT, type ExitStatus, oneOf, parseArguments } from './command.ts'
+import { carryImage, IMAGE_OPTIONS, imageSettings } from './image-command.ts'
+import { FORMATS, WHOLE_CHUNKS } from './source.ts'
+import { refuseTooSmall } from './target.ts'
 
 const USAGE = `usage: multiwrite write [options] IMAGE TARGET
 
@@ -40,14 +37,10 @@ safety
 `
 
 const OPTIONS = {
+  ...IMAGE_OPTIONS,
   format: { type: 'string' },
-  force: { type: 'boolean' },
   zeroes: { type: 'string' },
   'first-last': { type: 'boolean' },
-  'no-verify': { type: 'boolean' },
-  engine: { type: 'string' },
-  progress: { type: 'string' },
-  json: { type: 'boolean' },
 } as const
 
 async function run(args: readonly string[]): Promise<ExitStatus> {
@@ -55,40 +48,25 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
   if (parsed === null) return EXIT.done
   const { values, operands } = parsed
   const [image, path] = operands as [string, string]
-  const engine = oneOf(values.engine, 'engine', ENGINES, USAGE)
   const zeroes = oneOf(values.zeroes, 'zeroes', ['zero', 'skip', 'write'], USAGE)
   const format = values.format === undefined ? undefined : oneOf(values.format, 'format', FORMATS, USAGE)
-  const descriptor = progressDescriptor(values.progress)
-
-  const source = await openSource(image, format)
-  try {
-    const target = await examine(path)
-    if (image !== '-') await refuseOwnGround(image, target)
+  const settings = imageSettings(values, USAGE)
+  const options = { engine: settings.engine, ...WHOLE_CHUNKS }
+  return carryImage({ command: 'write', image, format, path }, settings, (source, target) => {
     refuseTooSmall(target, source.sizeMin)
-    showJob(source, target, image)
-    await confirm(target, values.force ?? false, image !== '-')
     const isDevice = target.kind === 'block device'
-    return await runJob({
-      command: 'write',
-      image,
-      source,
-      target,
+    return {
       // What is made here reads as zeros.
       zeroes: !isDevice && zeroes === 'zero' ? 'known' : zeroes,
       firstLast: values['first-last'] ?? false,
-      verify: !values['no-verify'],
-      json: values.json ?? false,
-      descriptor,
       // A file becomes the image, whatever it was: its old end must not show behind it.
       open: () =>
         isDevice
-          ? open(path, { engine })
-          : create(path, { size: source.size ?? 0, overwrite: target.kind === 'existing file', engine }),
-      reopen: (direct) => open(path, { readOnly: true, direct }),
-    })
-  } finally {
-    await source.close()
-  }
+          ? open(path, options)
+          : create(path, { ...options, size: source.size ?? 0, overwrite: target.kind === 'existing file' }),
+      reopen: (direct) => open(path, { ...WHOLE_CHUNKS, readOnly: true, direct }),
+    }
+  })
 }
 
 export const writeCommand: Command = {
