@@ -3,7 +3,7 @@
 
 import { create, open } from '../index.ts'
 import { type Command, EXIT, type ExitStatus, oneOf, parseArguments, Stop } from './command.ts'
-import { carryImage, IMAGE_OPTIONS, imageSettings } from './image-command.ts'
+import { carryImage, createDirect, IMAGE_OPTIONS, imageSettings } from './image-command.ts'
 import { type Backing, FORMATS, WHOLE_CHUNKS } from './source.ts'
 
 const SECTOR_BYTES = 512
@@ -66,14 +66,11 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
       zeroes: 'known',
       firstLast: false,
       // A raw image may end anywhere, a qcow2 image has whole sectors.
-      open: () =>
-        create(path, {
-          ...WHOLE_CHUNKS,
-          format: to,
-          size: to === 'qcow2' ? Math.ceil(size! / SECTOR_BYTES) * SECTOR_BYTES : (size ?? 0),
-          overwrite: target.kind === 'existing file',
-          engine: settings.engine,
-        }),
+      open: () => {
+        const options = { ...WHOLE_CHUNKS, overwrite: target.kind === 'existing file', engine: settings.engine }
+        if (to === 'raw') return createDirect(path, { ...options, size: size ?? 0 })
+        return create(path, { ...options, format: to, size: Math.ceil(size! / SECTOR_BYTES) * SECTOR_BYTES })
+      },
       reopen: (direct) => open(path, { ...WHOLE_CHUNKS, format: to, readOnly: true, direct }),
     }
   })

@@ -1,7 +1,7 @@
 // What `write` and `convert` take alike, and the way that both go: image, target and all refusals, the question, and only then is
 // anything written (job.ts).
 
-import type { OpenOptions } from '../index.ts'
+import { type BlockDevice, BlockError, type CreateOptions, create, type OpenOptions } from '../index.ts'
 import { ENGINES, type ExitStatus, oneOf } from './command.ts'
 import { type Job, runJob, showJob } from './job.ts'
 import { progressDescriptor } from './progress.ts'
@@ -70,4 +70,15 @@ export async function carryImage(
   } finally {
     await source.close()
   }
+}
+
+/**
+ * A new raw file, written past the page cache where its file system lets that be: nothing is copied twice, and nobody else's pages
+ * are driven out.
+ */
+export function createDirect(path: string, options: Omit<CreateOptions, 'direct' | 'format'>): Promise<BlockDevice> {
+  return create(path, { ...options, direct: true }).catch((error: unknown) => {
+    if (error instanceof BlockError && error.code === 'EINVAL') return create(path, options)
+    throw error
+  })
 }

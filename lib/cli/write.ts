@@ -1,8 +1,8 @@
 // `multiwrite write IMAGE TARGET`: carries an image to a device or file, and proves that it is there.
 
-import { create, open } from '../index.ts'
+import { open } from '../index.ts'
 import { type Command, EXIT, type ExitStatus, oneOf, parseArguments } from './command.ts'
-import { carryImage, IMAGE_OPTIONS, imageSettings } from './image-command.ts'
+import { carryImage, createDirect, IMAGE_OPTIONS, imageSettings } from './image-command.ts'
 import { FORMATS, WHOLE_CHUNKS } from './source.ts'
 import { refuseTooSmall } from './target.ts'
 
@@ -63,7 +63,7 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
       open: () =>
         isDevice
           ? open(path, options)
-          : create(path, { ...options, size: source.size ?? 0, overwrite: target.kind === 'existing file' }),
+          : createDirect(path, { ...options, size: source.size ?? 0, overwrite: target.kind === 'existing file' }),
       reopen: (direct) => open(path, { ...WHOLE_CHUNKS, readOnly: true, direct }),
     }
   })
