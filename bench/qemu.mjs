@@ -25,7 +25,8 @@ export function qemuVersion() {
   }
 }
 
-function timeOfChildren() {
+/** What the kernel has charged to children that have ended. */
+export function timeOfChildren() {
   const stat = fs.readFileSync('/proc/self/stat', 'utf8')
   const fields = stat
     .slice(stat.lastIndexOf(')') + 2)

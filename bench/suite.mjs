@@ -2,6 +2,7 @@
 // its contenders and the peers that the ratios are taken to, and takes everything away again.
 
 import { Bench, onTarget, plainMemory, TARGET_BYTES } from './bench.mjs'
+import { CONVERT, DD, DD_CMP, flashers, makeImage, QEMU_DD } from './flashers.mjs'
 import { measure } from './measure.mjs'
 import { multiwrite, multiwriteCallbacks, writes, writesSingly } from './ours.mjs'
 import { fsWriteFanOut, fsWriteSingly, promisesFanOut, writevByHand } from './peers.mjs'
@@ -38,6 +39,8 @@ import { adjacent, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mj
 
 const RANDOM_DEPTH = 32
 const BUSY_POLL_US = 200
+/** Large enough for the start of a program to be a small part of its time. */
+const FLASHED_BYTES = 2 ** 31
 /** @param {number} bytes */
 const blocks = (bytes) => `${bytes >> 10} KiB blocks`
 
@@ -53,6 +56,8 @@ export const sections = [
   { name: 'ext4', tables: (settings) => onTarget(() => ext4File(TARGET_BYTES, false), settings, fileBatches) },
   { name: 'ext4-direct', tables: (settings) => onTarget(() => ext4File(TARGET_BYTES, true), settings, fileBatches) },
   { name: 'tmpfs', tables: (settings) => onTarget(() => tmpfsFile(TARGET_BYTES), settings, fileBatches) },
+  { name: 'flash', tables: (settings) => onTarget(() => loopDevice(FLASHED_BYTES), settings, flashed) },
+  { name: 'flash-ext4', tables: (settings) => onTarget(() => ext4File(FLASHED_BYTES, true), settings, flashed) },
 ]
 
 /**
@@ -289,5 +294,25 @@ async function* fileBatches(bench) {
     ]
     const title = `batches of 64 adjacent 4 KiB writes, ${lanes} in flight, ${direct ? 'direct' : 'buffered'}`
     yield await table(bench, title, full, contenders, [FAN_OUT, BY_HAND])
+  }
+}
+
+/** @param {Bench} bench */
+async function* flashed(bench) {
+  if (bench.settings.quick) return
+  const { path, size } = bench.target
+  const { file: image, remove } = makeImage(size, false)
+  try {
+    const disk = await bench.openDisk({ readOnly: true })
+    await disk.close()
+    const contenders = flashers({ image, target: path, requests: size / REQUEST_BYTES })
+    yield await table(bench, `an image of ${size / 2 ** 20} MiB, flushed`, disk, contenders, [
+      DD,
+      CONVERT,
+      QEMU_DD,
+      DD_CMP,
+    ])
+  } finally {
+    remove()
   }
 }

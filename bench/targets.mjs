@@ -14,8 +14,9 @@ const SHARED_MEMORY = '/dev/shm'
 const EXT4_MAGIC = 0xef53
 const TMPFS_MAGIC = 0x01021994
 const FILL_BYTES = 1 << 20
-/** What ext4 takes for itself, and the page cache's worth of slack. */
+/** What ext4 takes for itself (journal, inode tables), and some slack. */
 const EXT4_OVERHEAD_BYTES = 64 << 20
+const EXT4_OVERHEAD_PART = 1 / 16
 
 /**
  * A place to write to.
@@ -82,7 +83,7 @@ function run(command, args) {
 }
 
 /** @param {string} parent */
-function temporaryDirectory(parent) {
+export function temporaryDirectory(parent) {
   const directory = fs.mkdtempSync(path.join(parent, 'multiwrite-bench-'))
   return { directory, remove: atTheLatestAtExit(() => fs.rmSync(directory, { recursive: true, force: true })) }
 }
@@ -102,18 +103,19 @@ function fill(file, size) {
   }
 }
 
-function memoryDirectory() {
+/** Where files lie in memory. */
+export function memoryDirectory() {
   if (!fs.existsSync(SHARED_MEMORY) || fs.statfsSync(SHARED_MEMORY).type !== TMPFS_MAGIC) {
     throw new Unavailable(`${SHARED_MEMORY} is no tmpfs`)
   }
   return SHARED_MEMORY
 }
 
-/** @param {number} size */
-function attachLoop(size) {
+/** @param {number} size @param {string} parent where its blocks lie */
+function attachLoop(size, parent = memoryDirectory()) {
   const reason = noLoop()
   if (reason !== '') throw new Unavailable(reason)
-  const { directory, remove: removeDirectory } = temporaryDirectory(memoryDirectory())
+  const { directory, remove: removeDirectory } = temporaryDirectory(parent)
   try {
     const image = path.join(directory, 'image')
     fill(image, size)
@@ -135,13 +137,14 @@ function attachLoop(size) {
 }
 
 /**
- * A block device whose blocks lie in memory, opened with O_DIRECT.
+ * A block device whose blocks lie in memory, or in a file of a folder, opened with O_DIRECT.
  * @param {number} size
+ * @param {string} [folder]
  * @returns {Target}
  */
-export function loopDevice(size) {
-  const { device, remove } = attachLoop(size)
-  return { name: 'loop device on tmpfs, direct', path: device, size, direct: true, remove }
+export function loopDevice(size, folder) {
+  const { device, remove } = attachLoop(size, folder)
+  return { name: `loop device on ${folder ?? 'tmpfs'}, direct`, path: device, size, direct: true, remove }
 }
 
 /**
@@ -152,7 +155,7 @@ export function loopDevice(size) {
  * @returns {Target}
  */
 export function ext4File(size, direct) {
-  const { mount, below, remove: removeMount } = noLoop() === '' ? mountExt4(size + EXT4_OVERHEAD_BYTES) : ownExt4()
+  const { mount, below, remove: removeMount } = noLoop() === '' ? mountExt4(size) : ownExt4()
   try {
     const file = path.join(mount, 'image')
     fill(file, size)
@@ -166,7 +169,7 @@ export function ext4File(size, direct) {
 
 /** @param {number} size */
 function mountExt4(size) {
-  const { device, remove: detach } = attachLoop(size)
+  const { device, remove: detach } = attachLoop(Math.ceil(size * (1 + EXT4_OVERHEAD_PART)) + EXT4_OVERHEAD_BYTES)
   try {
     // The inode tables are written now, not by a kernel thread during the first minutes of the mount.
     run('mkfs.ext4', ['-q', '-E', 'lazy_itable_init=0,lazy_journal_init=0', device])
