@@ -1,12 +1,32 @@
 // Who holds a block device: mount points, swap, and devices stacked on it (device mapper, md), of the disk itself, of its
-// partitions, and of the disk that it is a partition of. O_EXCL tells only that somebody does; a person needs the name.
+// partitions, and of the disk that it is a partition of. O_EXCL tells only that somebody does; a person needs the name. `open` asks
+// when a device is busy, and anybody may ask before.
 
 import { readdir, readFile, readlink, realpath, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
+import { deviceNumber } from './device-number.ts'
+import { BlockError } from './errors.ts'
+import { checkPath } from './options.ts'
 
-/** In words, such as `mounted on /mnt/data` or `partition sdb2 is used as swap`; empty if nobody can be seen. */
-export async function holdersOf(major: number, minor: number): Promise<string[]> {
-  const folder = await realpath(`/sys/dev/block/${major}:${minor}`).catch(() => null)
+/**
+ * Who uses a block device: mounts, swap, and devices that are stacked on it, on the device itself, its partitions, or the disk that it
+ * is a partition of. `open` for writing refuses such a device (`EBUSY`); this tells beforehand.
+ *
+ * @param path a path, or a `file:` URL
+ * @returns in words, such as `mounted on /mnt/data` or `partition sdb2 is used as swap`; empty if nobody can be seen, and for what is
+ *   no block device. Rejects with a `BlockError` if the path can't be looked at
+ */
+export async function holdersOf(path: string | URL): Promise<string[]> {
+  const name = checkPath(path)
+  const found = await stat(name).catch((error: NodeJS.ErrnoException) => {
+    throw new BlockError(-(error.errno ?? 0), { syscall: 'stat', path: name })
+  })
+  return found.isBlockDevice() ? holdersOfDevice(deviceNumber(found.rdev)) : []
+}
+
+/** @param number `major:minor` */
+export async function holdersOfDevice(number: string): Promise<string[]> {
+  const folder = await realpath(`/sys/dev/block/${number}`).catch(() => null)
   if (folder === null) return []
   const found = await describe(await namesOf(folder, ''))
   for (const entry of await partitionsOf(folder)) {
@@ -24,8 +44,8 @@ export async function holdersOf(major: number, minor: number): Promise<string[]>
  * Processes that have a block device, or another part of its disk, open: in words, such as `process 4711 (qemu-nbd)`. None of
  * them need be the one that holds it, and those of others are hidden from who is not root.
  */
-export async function openIn(major: number, minor: number): Promise<string[]> {
-  const folder = await realpath(`/sys/dev/block/${major}:${minor}`).catch(() => null)
+export async function openIn(number: string): Promise<string[]> {
+  const folder = await realpath(`/sys/dev/block/${number}`).catch(() => null)
   if (folder === null) return []
   const disk = (await isPartition(folder)) ? dirname(folder) : folder
   const folders = [disk, ...(await partitionsOf(disk)).map((entry) => join(disk, entry))]
@@ -44,7 +64,7 @@ async function hasOpen(folder: string, numbers: ReadonlySet<string>): Promise<bo
     const path = join(folder, descriptor)
     // To look at a file that lies elsewhere may block: its server may be dead.
     const target = await readlink(path).catch(() => '')
-    if (target.startsWith('/dev/') && numbers.has(await deviceNumber(path))) return true
+    if (target.startsWith('/dev/') && numbers.has(await numberAt(path))) return true
   }
   return false
 }
@@ -82,7 +102,7 @@ async function describe({ folder, number, prefix }: Names): Promise<string[]> {
   }
   for (const line of (await text('/proc/swaps')).split('\n').slice(1)) {
     const path = line.split(/\s/)[0]
-    if (path !== undefined && path !== '' && (await deviceNumber(path)) === number) found.push(`${prefix}used as swap`)
+    if (path !== undefined && path !== '' && (await numberAt(path)) === number) found.push(`${prefix}used as swap`)
   }
   for (const holder of await list(join(folder, 'holders'))) found.push(`${prefix}held by ${holder}`)
   return [...new Set(found)]
@@ -105,22 +125,10 @@ async function sourceIsIn(fields: readonly string[], names: readonly string[]): 
   return names.includes(basename(path))
 }
 
-async function deviceNumber(path: string): Promise<string> {
-  try {
-    const { rdev } = await stat(path)
-    return `${deviceMajor(rdev)}:${deviceMinor(rdev)}`
-  } catch {
-    return ''
-  }
-}
-
-/** The parts of a device number as Linux packs it for user space. */
-export function deviceMajor(rdev: number): number {
-  return Number((BigInt(rdev) >> 8n) & 0xfffn) | Number((BigInt(rdev) >> 32n) & 0xfffff000n)
-}
-
-export function deviceMinor(rdev: number): number {
-  return Number(BigInt(rdev) & 0xffn) | Number((BigInt(rdev) >> 12n) & 0xffffff00n)
+/** Of a device by its path; empty where there is nothing. */
+async function numberAt(path: string): Promise<string> {
+  const found = await stat(path).catch(() => null)
+  return found === null ? '' : deviceNumber(found.rdev)
 }
 
 /** mountinfo writes blanks and backslashes as octal numbers. */

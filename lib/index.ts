@@ -1,4 +1,4 @@
-// The public face: `open`, `create`, the errors, and the types of what they take and give.
+// The public face: `open`, `create`, `holdersOf`, the errors, and the types of what they take and give.
 
 export type { EngineInfo } from './choose-engine.ts'
 export type { BlockDevice } from './device.ts'
@@ -14,6 +14,7 @@ export type {
   FormatOptions,
   Range,
 } from './format/driver.ts'
+export { holdersOf } from './holders.ts'
 export type { DeviceLimits } from './limits.ts'
 export { create, open } from './open.ts'
 export type {

@@ -7,13 +7,14 @@ import { dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { chooseEngine } from './choose-engine.ts'
 import { BlockDevice } from './device.ts'
+import { deviceNumber } from './device-number.ts'
 import { type EngineName, threadEngine } from './engine.ts'
 import { BlockError } from './errors.ts'
 import { outOfRange } from './errors-argument.ts'
 import { DrivenBackend } from './format/driven.ts'
 import type { FormatBacking, FormatDriver, FormatImage } from './format/driver.ts'
 import { driverNamed } from './format/drivers.ts'
-import { deviceMajor, deviceMinor, holdersOf, openIn } from './holders.ts'
+import { holdersOfDevice, openIn } from './holders.ts'
 import { readLimits } from './limits.ts'
 import { blocking, ENGINE_KIND, isFailure, type OpenFile } from './native.ts'
 import {
@@ -226,10 +227,10 @@ async function openNative(path: string, flags: number, engine: EngineName): Prom
       throw new BlockError(errno, { syscall, path, engine, reason: 'direct I/O is not supported here' })
     }
     if (errno !== EBUSY) throw new BlockError(errno, { syscall, path })
-    const { rdev } = await stat(path)
-    const holders = await holdersOf(deviceMajor(rdev), deviceMinor(rdev))
+    const number = deviceNumber((await stat(path)).rdev)
+    const holders = await holdersOfDevice(number)
     if (holders.length > 0 || performance.now() >= deadline) {
-      const who = holders.length > 0 ? holders.join('; ') : await unseen(rdev)
+      const who = holders.length > 0 ? holders.join('; ') : await unseen(number)
       throw new BlockError(errno, { syscall, path, reason: `the device is in use: ${who}` })
     }
     await sleep(BUSY_RETRY_STEP_MS)
@@ -237,8 +238,8 @@ async function openNative(path: string, flags: number, engine: EngineName): Prom
 }
 
 /** Where nothing tells who holds a device, who has it open may help. */
-async function unseen(rdev: number): Promise<string> {
-  const processes = await openIn(deviceMajor(rdev), deviceMinor(rdev))
+async function unseen(number: string): Promise<string> {
+  const processes = await openIn(number)
   if (processes.length === 0) return 'somebody holds the device, nobody can be seen'
   return `somebody holds the device; it is open in ${processes.join(', ')}`
 }

@@ -5,7 +5,7 @@ import { execFileSync, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { type BlockDevice, BlockError, create, open } from 'multiwrite'
+import { type BlockDevice, BlockError, create, holdersOf, open } from 'multiwrite'
 import { describe, expect, test } from 'vitest'
 import { difference, Model, pattern } from './support/model.ts'
 import {
@@ -118,6 +118,14 @@ async function exercise(disk: BlockDevice, size: number, model: Model, rounds: n
   expect(difference(content, model.bytes)).toBeNull()
 }
 
+test('who holds a file is nobody; a path that is not there, or is none, is an error that names it', async () => {
+  expect(await holdersOf(new URL(import.meta.url))).toEqual([])
+  const missing = await holdersOf('/dev/no such disk').catch((error: unknown) => error)
+  expect(missing).toBeInstanceOf(BlockError)
+  expect(missing).toMatchObject({ code: 'ENOENT', syscall: 'stat', path: '/dev/no such disk' })
+  await expect(holdersOf(7 as never)).rejects.toMatchObject({ code: 'ERR_INVALID_ARG_TYPE' })
+})
+
 describe('a device in use', () => {
   const noExt4 = lacking('mkfs.ext4')
   test.skipIf(noExt4 !== '').each(['mkfs.ext4', 'mkfs.xfs', 'mkfs.btrfs'])(
@@ -131,6 +139,7 @@ describe('a device in use', () => {
           expect(error).toBeInstanceOf(BlockError)
           expect(error).toMatchObject({ code: 'EBUSY', syscall: 'open', path: device })
           expect(error.message).toContain(`mounted on ${mountPoint}`)
+          expect(await holdersOf(device)).toEqual([`mounted on ${mountPoint}`])
           const made = await refusal(create(device, { format: 'raw', size: MIB, overwrite: true }))
           expect(made).toMatchObject({ code: 'EBUSY' })
           // Who asks for it gets it; who only reads is no danger.

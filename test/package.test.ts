@@ -183,7 +183,7 @@ test('import and require give the same objects', () => {
     console.log(require('multiwrite/planner').plan === importedPlanner.plan)
     console.log(require('multiwrite/package.json').name)`)
   expect({ stdout, stderr }).toEqual({
-    stdout: 'AbortError,BlockError,MultiwriteError,create,open true\ntrue\nmultiwrite\n',
+    stdout: 'AbortError,BlockError,MultiwriteError,create,holdersOf,open true\ntrue\nmultiwrite\n',
     stderr: '',
   })
 })

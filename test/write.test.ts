@@ -489,6 +489,85 @@ describe('an interruption', () => {
   )
 })
 
+describe.skipIf(noLoop !== '')(titled('the partitions of what was on a disk before', noLoop), () => {
+  /** A disk with a partition that the kernel knows of, and no table that says so. */
+  async function withPartition(work: (device: string, partition: string) => Promise<void>): Promise<void> {
+    const backing = imageFile('partitioned', Buffer.alloc(8 * MIB))
+    const device = run('losetup', '--find', '--show', '--partscan', backing).trim()
+    try {
+      run('addpart', device, '1', '2048', '4096')
+      await work(device, `/sys/block/${path.basename(device)}/${path.basename(device)}p1`)
+    } finally {
+      spawnSync('delpart', [device, '1'])
+      run('losetup', '--detach', device)
+      fs.rmSync(backing)
+    }
+  }
+  const image = (): string => imageFile('no table', Buffer.alloc(MIB, 1))
+
+  test('are gone afterwards: the kernel has read the table of the image', async () => {
+    await withPartition(async (device, partition) => {
+      expect(fs.existsSync(partition)).toBe(true)
+      const { status, stdout } = await cli(['write', '--force', image(), device])
+      expect({ status, stdout }).toEqual({
+        status: 0,
+        stdout: expect.stringMatching(/^table {5}the kernel has read the partition table$/m),
+      })
+      expect(fs.existsSync(partition)).toBe(false)
+    })
+  })
+
+  test('stay where one of them is open, which is said and is no failure', async () => {
+    await withPartition(async (device, partition) => {
+      const [major, minor] = fs.readFileSync(path.join(partition, 'dev'), 'utf8').trim().split(':')
+      const node = inside('open partition')
+      run('mknod', node, 'b', major!, minor!)
+      const descriptor = fs.openSync(node, 'r')
+      try {
+        const { status, stdout } = await cli(['write', '--force', image(), device])
+        expect(status).toBe(0)
+        expect(stdout.replace(/\s+/g, ' ')).toContain(
+          `still has the old partitions: one of the old ones is in use. Close what uses them and run "blockdev --rereadpt ${device}"`,
+        )
+        expect(fs.existsSync(partition)).toBe(true)
+      } finally {
+        fs.closeSync(descriptor)
+        fs.rmSync(node)
+      }
+    })
+  })
+
+  test('are not spoken of for a device that has none', async () => {
+    await withLoop(2 * MIB, async (device) => {
+      const { stdout } = await cli(['write', '--force', image(), device])
+      expect(stdout).not.toContain('table')
+      expect(JSON.parse((await cli(['write', '--force', '--json', image(), device])).stdout).partitionTable).toBe(null)
+    })
+  })
+})
+
+test('SIGUSR1 has it say how far it has come, and it goes on', async () => {
+  const image = randomFillSync(Buffer.alloc(4 * MIB))
+  let seen = ''
+  const { status, stderr } = await cli(['write', '-', inside('asked')], {
+    meanwhile: (child) => {
+      child.stdin!.write(image.subarray(0, 3 * MIB))
+      const timer = setInterval(() => {
+        // It has nothing to say before it writes, and the signal would start Node's inspector.
+        if (seen.includes('writing\n')) child.kill('SIGUSR1')
+      }, 50)
+      child.stderr!.on('data', (text: string) => {
+        seen += text
+        if (!/^writing +3 MiB/m.test(seen)) return
+        clearInterval(timer)
+        child.stdin!.end(image.subarray(3 * MIB))
+      })
+    },
+  })
+  expect({ status, stderr }).toEqual({ status: 0, stderr: expect.not.stringContaining('Debugger') })
+  expect(fs.readFileSync(inside('asked')).equals(image)).toBe(true)
+})
+
 test('--progress tells other programs of each phase, a line of JSON at a time', async () => {
   let text = ''
   const image = imageFile('image', holey(6 * MIB))

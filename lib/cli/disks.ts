@@ -1,11 +1,11 @@
 // What sysfs, procfs and udev's records know of a block device, for people who must not mix up two disks: model, serial number,
-// partitions, and what a file or device lies on. Only reading; what is not known is left out. `holders.ts` of the library tells
-// who uses a device.
+// partitions, and what a file or device lies on. Only reading; what is not known is left out. The library's `holdersOf` tells who
+// uses a device.
 
 import type { Stats } from 'node:fs'
 import { readdir, readFile, readlink, realpath, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
-import { deviceMajor, deviceMinor } from '../holders.ts'
+import { deviceNumber } from '../device-number.ts'
 
 /** A partition, as the kernel sees it. */
 export interface Partition {
@@ -45,7 +45,7 @@ const SYSFS_SECTOR = 512
 /** A block device by its path; `null` if that is none. */
 export async function diskAt(path: string): Promise<Disk | null> {
   const found = await stat(path).catch(() => null)
-  return found?.isBlockDevice() ? describe(numberOf(found.rdev)) : null
+  return found?.isBlockDevice() ? describe(deviceNumber(found.rdev)) : null
 }
 
 async function describe(number: string): Promise<Disk | null> {
@@ -92,10 +92,10 @@ export async function liesOn(path: string): Promise<Set<string>> {
   const found = new Set<string>()
   const visit = async (stats: Stats | null): Promise<void> => {
     if (stats === null) return
-    if (stats.isBlockDevice()) await visitDevice(numberOf(stats.rdev))
+    if (stats.isBlockDevice()) await visitDevice(deviceNumber(stats.rdev))
     else {
       found.add(fileKey(stats))
-      for (const number of await devicesOf(numberOf(stats.dev))) await visitDevice(number)
+      for (const number of await devicesOf(deviceNumber(stats.dev))) await visitDevice(number)
     }
   }
   const visitDevice = async (number: string): Promise<void> => {
@@ -136,7 +136,7 @@ async function devicesOf(number: string): Promise<string[]> {
     const fields = line.split(' ')
     if (fields[2] !== number) continue
     const source = await stat(fields[fields.indexOf('-') + 2] ?? '').catch(() => null)
-    if (source?.isBlockDevice()) return [numberOf(source.rdev)]
+    if (source?.isBlockDevice()) return [deviceNumber(source.rdev)]
   }
   return []
 }
@@ -173,10 +173,6 @@ function contentOf(udev: ReadonlyMap<string, string>): string {
   const [type, label] = [udev.get('ID_FS_TYPE'), udev.get('ID_FS_LABEL')]
   if (type === undefined) return ''
   return label === undefined ? type : `${type} "${label}"`
-}
-
-function numberOf(device: number): string {
-  return `${deviceMajor(device)}:${deviceMinor(device)}`
 }
 
 async function text(path: string): Promise<string> {

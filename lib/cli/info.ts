@@ -4,8 +4,7 @@
 // engine and direct I/O is what a writer would get.
 
 import { stat } from 'node:fs/promises'
-import { deviceMajor, deviceMinor, holdersOf } from '../holders.ts'
-import { type BlockDevice, type DeviceLimits, open } from '../index.ts'
+import { type BlockDevice, type DeviceLimits, holdersOf, open } from '../index.ts'
 import { type Command, ENGINES, EXIT, type ExitStatus, oneOf, parseArguments, Stop } from './command.ts'
 import { type Disk, diskAt, loopsOn } from './disks.ts'
 import { type Qcow2Header, readQcow2Header } from './qcow2-header.ts'
@@ -68,9 +67,7 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
     path,
     kind: isDevice ? 'block device' : 'file',
     size: stats.size,
-    holders: isDevice
-      ? await holdersOf(deviceMajor(stats.rdev), deviceMinor(stats.rdev))
-      : (await loopsOn(stats)).map((loop) => `attached to ${loop}`),
+    holders: isDevice ? await holdersOf(path) : (await loopsOn(stats)).map((loop) => `attached to ${loop}`),
     disk: await diskAt(path),
   }
   const say = (info: object, text: string[]): void => {

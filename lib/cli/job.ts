@@ -7,8 +7,9 @@ import { type BlockDevice, BlockError } from '../index.ts'
 import { EXIT, type ExitStatus, explain, statusOf } from './command.ts'
 import { type Copied, copy, type Difference, nothingCopied, verify, type ZeroMode } from './copy.ts'
 import { Interrupt } from './interrupt.ts'
+import { type Reread, rereadPartitions } from './partitions.ts'
 import { formatSpeed, formatTime, Progress } from './progress.ts'
-import { formatBytes } from './report.ts'
+import { formatBytes, formatField } from './report.ts'
 import type { Source } from './source.ts'
 import { styleOf } from './style.ts'
 import { asRefusal, checkSame, describeTarget, type Target } from './target.ts'
@@ -42,6 +43,8 @@ interface Run {
   complete: boolean
   flushed: boolean
   verified: { bytes: number; by: 'direct reads' | 'reads through the page cache' } | null
+  /** Of the partition table of a whole disk; `null` for anything else. */
+  reread: Reread | null
   writeSeconds: number
   flushSeconds: number
   verifySeconds: number
@@ -69,6 +72,7 @@ export async function runJob(job: Job): Promise<ExitStatus> {
     complete: false,
     flushed: false,
     verified: null,
+    reread: null,
     writeSeconds: 0,
     flushSeconds: 0,
     verifySeconds: 0,
@@ -88,8 +92,10 @@ export async function runJob(job: Job): Promise<ExitStatus> {
   })
   progress.end()
   interrupt.stop()
+  // Also of half an image: what the kernel has is the old disk's in any case. While the disk was open this would have been busy.
+  if (target.disk !== null) run.reread = await rereadPartitions(target.path, target.disk)
   if (failure === null && !interrupt.signal.aborted && difference === null) {
-    process.stdout.write(`${job.json ? asJson(job, disk, run) : asText(run)}\n`)
+    process.stdout.write(`${job.json ? asJson(job, disk, run) : asText(job, run)}\n`)
     return EXIT.done
   }
   const message = failure !== null ? explain(failure) : difference !== null ? wrong(difference, target) : 'interrupted'
@@ -201,7 +207,7 @@ function state({ source: { size }, target: { path }, firstLast }: Job, run: Run)
   return `${path}: ${formatBytes(bytes)}${total} written ${flushed}: it holds an incomplete image${first}. Write again`
 }
 
-function asText(run: Run): string {
+function asText({ target }: Job, run: Run): string {
   const { bytes, writtenBytes, zeroedBytes, skippedBytes } = run.copied
   const seconds = run.writeSeconds + run.flushSeconds
   const zeros = [
@@ -214,13 +220,19 @@ function asText(run: Run): string {
     run.verified === null
       ? 'verified  no, as asked for'
       : `verified  ${formatBytes(run.verified.bytes)} in ${formatTime(run.verifySeconds)} by ${run.verified.by}: every byte is right`,
+    ...(run.reread === null ? [] : [formatField('table', tableText(run.reread, target.path))]),
   ]
   return lines.join('\n')
 }
 
+function tableText(reread: Reread, path: string): string {
+  if (reread.done) return 'the kernel has read the partition table'
+  return `the kernel still has the old partitions: ${reread.reason}. Close what uses them and run "blockdev --rereadpt ${path}", or unplug the disk and plug it in again`
+}
+
 function asJson({ source, target }: Job, { engine, format }: BlockDevice, run: Run): string {
   const { bytes, writtenBytes, zeroedBytes, skippedBytes } = run.copied
-  const { writeSeconds, flushSeconds, verifySeconds, verified } = run
+  const { writeSeconds, flushSeconds, verifySeconds, verified, reread } = run
   const { path, kind, disk } = target
   return JSON.stringify(
     {
@@ -233,6 +245,7 @@ function asJson({ source, target }: Job, { engine, format }: BlockDevice, run: R
       writeSeconds,
       flushSeconds,
       verified: verified === null ? null : { bytes: verified.bytes, by: verified.by, seconds: verifySeconds },
+      partitionTable: reread,
     },
     null,
     2,

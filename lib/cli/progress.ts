@@ -1,5 +1,6 @@
 // How far a command has come: on a terminal one line that is rewritten four times a second, elsewhere a line when a phase begins
-// and then one every ten seconds, and for other programs a line of JSON four times a second on a descriptor of their choice.
+// and then one every ten seconds, and for other programs a line of JSON four times a second on a descriptor of their choice. SIGUSR1
+// asks for a line at once, as it does of dd.
 //
 // Everything goes to standard error or that descriptor, never to standard output. Counted is what has been completed, not what
 // has been started. The speed is that of the last two seconds, the remaining time follows from the whole phase.
@@ -42,6 +43,7 @@ export class Progress {
     this.#descriptor = descriptor
     this.#timer = setInterval(() => this.#tick(), INTERVAL_MS)
     this.#timer.unref()
+    process.on('SIGUSR1', this.#asked)
   }
 
   /**
@@ -84,9 +86,16 @@ export class Progress {
   /** Ends it; the descriptor hears of the last state. */
   end(): void {
     clearInterval(this.#timer)
+    process.off('SIGUSR1', this.#asked)
     this.clear()
     this.#tell()
     this.#phase = null
+  }
+
+  readonly #asked = (): void => {
+    if (this.#phase === null) return
+    this.clear()
+    this.#stream.write(`${this.#line()}\n`)
   }
 
   #tick(): void {

@@ -7,8 +7,8 @@
 import { once } from 'node:events'
 import { stat } from 'node:fs/promises'
 import { createInterface } from 'node:readline/promises'
-import { deviceMajor, deviceMinor, holdersOf } from '../holders.ts'
-import { type BlockDevice, BlockError } from '../index.ts'
+import { deviceNumber } from '../device-number.ts'
+import { type BlockDevice, BlockError, holdersOf } from '../index.ts'
 import { EXIT, Stop } from './command.ts'
 import { type Disk, diskAt, fileKey, liesOn, loopsOn } from './disks.ts'
 import { formatBytes } from './report.ts'
@@ -51,7 +51,7 @@ export async function examine(path: string): Promise<Target> {
     return { path, kind: 'existing file', disk: null, size: stats.size }
   }
   if (!stats.isBlockDevice()) throw new Stop(EXIT.usage, `${path} is neither a block device nor a regular file`)
-  const holders = await holdersOf(deviceMajor(stats.rdev), deviceMinor(stats.rdev))
+  const holders = await holdersOf(path)
   if (holders.length > 0) refuse(`${path} is in use: ${holders.join('; ')}. Unmount or release it first`)
   const disk = await diskAt(path)
   if (disk?.readOnly) refuse(`${path} is read-only: look for a switch on the medium, or see "blockdev --setrw"`)
@@ -63,7 +63,7 @@ export async function refuseOwnGround(image: string, target: Target): Promise<vo
   if (target.kind === 'new file') return
   const stats = await stat(target.path)
   const ground = await liesOn(image)
-  const own = stats.isBlockDevice() ? `${deviceMajor(stats.rdev)}:${deviceMinor(stats.rdev)}` : fileKey(stats)
+  const own = stats.isBlockDevice() ? deviceNumber(stats.rdev) : fileKey(stats)
   if (ground.has(own))
     refuse(`the image ${image} lies on ${target.path}: it would overwrite itself. Copy it elsewhere first`)
   // And the other way round: a loop device above the image.

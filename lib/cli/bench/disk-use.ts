@@ -2,7 +2,7 @@
 
 import { readFile, realpath, stat } from 'node:fs/promises'
 import { basename } from 'node:path'
-import { deviceMajor, deviceMinor } from '../../holders.ts'
+import { deviceNumber } from '../../device-number.ts'
 import type { DiskUse } from './results.ts'
 
 /** Fields of the file, as Documentation/block/stat.rst of Linux names them. */
@@ -17,7 +17,7 @@ export async function diskSnapshot(path: string): Promise<Snapshot | null> {
   try {
     const found = await stat(path)
     const device = found.isBlockDevice() ? found.rdev : found.dev
-    const folder = await realpath(`/sys/dev/block/${deviceMajor(device)}:${deviceMinor(device)}`)
+    const folder = await realpath(`/sys/dev/block/${deviceNumber(device)}`)
     const fields = (await readFile(`${folder}/stat`, 'utf8')).trim().split(/\s+/).map(Number)
     return { name: basename(folder), at_ms: performance.now(), fields }
   } catch {
