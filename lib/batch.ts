@@ -276,7 +276,11 @@ export class Batch implements SubmissionOwner {
 
   /** The error of a request whose memory is gone. */
   memoryError(owner: number): BlockError {
-    return this.#errorOf(owner, EFAULT, 'the memory was detached or shrunk before the request was done')
+    return this.#errorOf(
+      owner,
+      EFAULT,
+      'the memory was detached or shrunk before the request was done: leave it alone until then',
+    )
   }
 
   #errorOf(owner: number, errno: number, reason?: string): BlockError {

@@ -34,6 +34,7 @@ export function chooseEngine(engine: Engine, asked: 'auto' | EngineName, direct:
       path,
       engine: asked,
       reason: why(asked, failure),
+      advice: "or leave options.engine out: 'auto' takes the first that works",
     })
   }
   const refused: string[] = []
@@ -51,7 +52,12 @@ export function chooseEngine(engine: Engine, asked: 'auto' | EngineName, direct:
     last = failure
     refused.push(why(name, failure))
   }
-  throw new BlockError(last.errno, { syscall: last.syscall, path, reason: `no engine works: ${refused.join('; ')}` })
+  throw new BlockError(last.errno, {
+    syscall: last.syscall,
+    path,
+    reason: `no engine works: ${refused.join('; ')}`,
+    advice: 'one of them must be allowed',
+  })
 }
 
 /** What a refusal means, and what can be done about it. */
@@ -64,7 +70,7 @@ function remedy(name: EngineName, code: string): string {
   switch (name) {
     case 'io_uring':
       if (code === 'EPERM' || code === 'EACCES') {
-        return 'it is forbidden, by a seccomp profile (containers have one by default) or by sysctl kernel.io_uring_disabled'
+        return 'it is forbidden, by a seccomp profile (containers have one by default) or by sysctl kernel.io_uring_disabled: allow it there'
       }
       if (code === 'ENOSYS') return 'the kernel has none, or one older than 5.6, or a seccomp profile hides it'
       if (code === 'ENOMEM') return 'no memory for a ring; raise the limit on locked memory (ulimit -l)'

@@ -316,13 +316,17 @@ export class BlockDevice {
   /** Asked again when arguments were read: a getter among them may have closed the device. */
   #checkOpen(syscall: string): void {
     if (this.#closing === null) return
-    throw new BlockError(EBADF, { syscall, path: this.path, reason: 'the device is closed' })
+    throw new BlockError(EBADF, { syscall, path: this.path, reason: 'the device is closed: open it again' })
   }
 
   #check(syscall: 'read' | 'write' | 'fdatasync' | 'statx'): void {
     this.#checkOpen(syscall)
     if (syscall === 'write' && this.readOnly) {
-      throw new BlockError(EROFS, { syscall, path: this.path, reason: 'the device was opened read-only' })
+      throw new BlockError(EROFS, {
+        syscall,
+        path: this.path,
+        reason: 'the device was opened read-only: open it without readOnly to write',
+      })
     }
   }
 

@@ -3,6 +3,7 @@
 
 import { constants } from 'node:os'
 import { getSystemErrorMap } from 'node:util'
+import { adviceOn } from './errors-advice.ts'
 
 /** What a `BlockError` knows beside its words. */
 export interface BlockErrorDetail {
@@ -11,8 +12,10 @@ export interface BlockErrorDetail {
   offset?: number | undefined
   length?: number | undefined
   engine?: string | undefined
-  /** Replaces the system's words for the errno. */
+  /** Replaces the system's words for the errno, and says what to do unless `advice` does. */
   reason?: string | undefined
+  /** What to do about it, for the end of the message. */
+  advice?: string | undefined
   /** What it comes from. */
   cause?: unknown
 }
@@ -59,9 +62,10 @@ export class BlockError extends Error {
       (errno === constants.errno.EOPNOTSUPP ? 'the device or file system does not support it' : undefined) ??
       getSystemErrorMap().get(-errno)?.[1] ??
       'the kernel refused'
+    const advice = detail.advice ?? (detail.reason === undefined ? adviceOn(code) : '')
     const what = detail.offset === undefined ? '' : ` of ${detail.length ?? 0} bytes at ${detail.offset}`
     super(
-      `${code}: ${words}, ${detail.syscall}${what} '${detail.path}'`,
+      `${code}: ${words}, ${detail.syscall}${what} '${detail.path}'${advice && `; ${advice}`}`,
       detail.cause === undefined ? undefined : { cause: detail.cause },
     )
     if (detail.reason !== undefined) reasons.set(this, detail.reason)
@@ -106,7 +110,7 @@ export class AbortError extends Error {
   readonly errors: readonly Error[]
 
   constructor(reason: unknown, completed = 0, failed: readonly number[] = [], errors: readonly Error[] = []) {
-    super('The operation was aborted', { cause: reason })
+    super('The operation was aborted; what was withdrawn may be submitted again', { cause: reason })
     this.name = 'AbortError'
     this.completed = completed
     this.failed = failed

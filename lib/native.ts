@@ -136,7 +136,8 @@ export const blocking = {
 function promised<T>(start: (done: Done<T>) => void): Promise<T> {
   return new Promise((resolve, reject) => {
     start((result) => {
-      if (result === undefined) reject(new Error('multiwrite: the addon had no memory for a result'))
+      if (result === undefined)
+        reject(new Error('multiwrite: the addon had no memory for a result: free some and try again'))
       else resolve(result)
     })
   })

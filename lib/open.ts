@@ -37,7 +37,7 @@ const BUSY_RETRY_MS = 500
 const BUSY_RETRY_STEP_MS = 50
 
 /** Opening a pipe or a terminal may block or change it, so it is not even tried. */
-const NEITHER = 'this is neither a block device nor a regular file'
+const NEITHER = 'this is neither a block device nor a regular file: name one of these'
 
 /**
  * Opens a block device or an image file.
@@ -71,7 +71,7 @@ export async function create(path: string | URL, options: CreateOptions): Promis
   }
   const driver = await driverOf(checked)
   if (driver !== null && driver.create === undefined) {
-    const reason = `images of the format ${driver.name} can't be made`
+    const reason = `images of the format ${driver.name} can't be made: open one that is there`
     throw new BlockError(EOPNOTSUPP, { syscall: 'open', path: name, reason })
   }
   driver?.checkCreate?.(checked)
@@ -224,14 +224,20 @@ async function openNative(path: string, flags: number, engine: EngineName): Prom
     if (!isFailure(opened)) return opened
     const { errno, syscall } = opened
     if (errno === EINVAL && (flags & O_DIRECT) !== 0) {
-      throw new BlockError(errno, { syscall, path, engine, reason: 'direct I/O is not supported here' })
+      throw new BlockError(errno, {
+        syscall,
+        path,
+        engine,
+        reason: 'direct I/O is not supported here; leave out direct: true',
+      })
     }
     if (errno !== EBUSY) throw new BlockError(errno, { syscall, path })
     const number = deviceNumber((await stat(path)).rdev)
     const holders = await holdersOfDevice(number)
     if (holders.length > 0 || performance.now() >= deadline) {
       const who = holders.length > 0 ? holders.join('; ') : await unseen(number)
-      throw new BlockError(errno, { syscall, path, reason: `the device is in use: ${who}` })
+      const advice = 'unmount or release it first, or pass readOnly: true to look at it'
+      throw new BlockError(errno, { syscall, path, reason: `the device is in use: ${who}`, advice })
     }
     await sleep(BUSY_RETRY_STEP_MS)
   }

@@ -195,7 +195,12 @@ export function checkCreateOptions(options: unknown): CheckedCreateOptions {
   if (checked.format === 'raw') {
     for (const name of DRIVER_NAMES) {
       const value = (options as Record<string, unknown>)[name]
-      if (value !== undefined) throw invalidValue(`options.${name}`, value, 'is not known to the format raw')
+      if (value !== undefined)
+        throw invalidValue(
+          `options.${name}`,
+          value,
+          'is not known to the format raw: leave it out, or pass another format',
+        )
     }
   }
   return {
@@ -267,7 +272,12 @@ function checkBacking(
   if (typeof backing !== 'object') throw invalidType(name, ['object', 'null'], backing)
   const { read, size } = backing as Partial<FormatBacking>
   if (typeof read === 'function' && typeof size === 'number') return backing as FormatBacking
-  if (depth === BACKING_DEPTH_MAX) throw invalidValue(name, backing, `is deeper than ${BACKING_DEPTH_MAX} images`)
+  if (depth === BACKING_DEPTH_MAX)
+    throw invalidValue(
+      name,
+      backing,
+      `is deeper than ${BACKING_DEPTH_MAX} images: make one image of some of them (qemu-img convert)`,
+    )
   checkNames(backing, name, ['path', 'format', 'backing'])
   const format = checkFormat(backing.format, `${name}.format`)
   // Never guessed: who writes to a raw disk could make it look like anything.

@@ -71,7 +71,7 @@ export class Ranges implements RangeOperations {
 
   check(): Promise<CheckResult> {
     const { path } = this.#context
-    const reason = 'a raw image has nothing that could be checked'
+    const reason = 'a raw image has nothing that could be checked: pass the format that it has'
     return Promise.reject(new BlockError(EOPNOTSUPP, { syscall: 'check', path, reason }))
   }
 

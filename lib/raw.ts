@@ -57,7 +57,7 @@ export class RawBackend implements Backend {
     this.limits = limits
     this.mode = options.mode
     this.merge = mergeLimits(options, limits)
-    this.fixedSize = geometry.blockDevice ? 'the size of a block device is its own' : null
+    this.fixedSize = geometry.blockDevice ? 'the size of a block device is its own: use a file to change it' : null
     this.#file = file
     this.#tailFile = tailFile
     const blocks = new Blocks(alignment, tailFile >= 0, !geometry.blockDevice)

@@ -270,6 +270,6 @@ function checkAttached(view: Uint8Array, name: string): void {
   try {
     Uint8Array.prototype.at.call(view, 0)
   } catch {
-    throw invalidValue(name, view, 'is detached, or outside of its buffer')
+    throw invalidValue(name, view, 'is detached, or outside of its buffer: pass memory that is there')
   }
 }

@@ -409,7 +409,7 @@ test('what an image can not do is said once, in words', async () => {
     const image = imageIn(directory)
     const disk = await create(image, { format: 'qcow2', size: 1 << 20 })
     const error = await disk.truncate(512).catch((refused: unknown) => refused)
-    const message = `EOPNOTSUPP: a qcow2 image can only be made larger, ftruncate '${image}'`
+    const message = `EOPNOTSUPP: a qcow2 image can only be made larger: make a small one and copy, ftruncate '${image}'`
     expect(error).toMatchObject({ code: 'EOPNOTSUPP', message })
     await disk.close()
   })

@@ -2,6 +2,7 @@
 // message.
 
 import { type ParseArgsConfig, parseArgs } from 'node:util'
+import { BlockError } from '../index.ts'
 
 /** Exit statuses. */
 export const EXIT = { done: 0, failed: 1, usage: 2, refused: 3 } as const
@@ -89,7 +90,19 @@ export function explain(error: unknown): string {
   if (!(error instanceof Error)) return String(error)
   const bug = error instanceof TypeError || error instanceof RangeError || error instanceof ReferenceError
   const told = error instanceof Stop || isOption(error) || ('code' in error && !bug)
-  return told ? error.message.trimEnd() : (error.stack ?? error.message)
+  if (!told) return error.stack ?? error.message
+  return (isOfSystem(error) ? asBlockError(error) : error).message.trimEnd()
+}
+
+/** What Node says of a call that the system refused, in the library's words, which tell what to do. */
+function asBlockError({ errno, syscall, path }: SystemError): BlockError {
+  return new BlockError(-errno, { syscall, path: path ?? '' })
+}
+
+type SystemError = Error & { errno: number; syscall: string; path?: string }
+
+function isOfSystem(error: Error): error is SystemError {
+  return !(error instanceof BlockError) && 'errno' in error && Number(error.errno) < 0 && 'syscall' in error
 }
 
 /** What an error means for the exit status. */

@@ -93,7 +93,8 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
 
 async function look(path: string, format: Format, engine: (typeof ENGINES)[number], direct: boolean): Promise<Opened> {
   const qcow2 = await readQcow2Header(path)
-  if (format === 'qcow2' && qcow2 === null) throw new Stop(EXIT.failed, `${path} is no qcow2 image`)
+  if (format === 'qcow2' && qcow2 === null)
+    throw new Stop(EXIT.failed, `${path} is no qcow2 image: leave out --format to look at it as it is`)
   // As the file that it is: the limits are those of what it lies on, and no image needs to be whole to be looked at.
   const disk = await open(path, { readOnly: true, engine, ...(direct ? { direct: true } : {}) })
   const { size, limits } = disk

@@ -47,6 +47,8 @@ const IMAGE_ALIGN = 4096
 /** Left on the file system that a new image is made on. */
 const SPARE_BYTES = 64 * 1024 * 1024
 
+const DONT_TRUST = "Don't trust what it holds: write again, or take another target"
+
 const USAGE = `usage: multiwrite replay [options] [TRACE [TARGET]]
 
 Replays recorded block traffic on TARGET: merged, sorted only, and as given.
@@ -116,7 +118,7 @@ async function chooseTarget({ target: path, force, forceOption }: Arguments, tra
     return { path, kind: 'new file', fresh: true, size }
   }
   if (!stats.isFile() && !stats.isBlockDevice()) {
-    throw new Stop(EXIT.usage, `${path} is neither a file nor a block device`)
+    throw new Stop(EXIT.usage, `${path} is neither a file nor a block device: name a target`)
   }
   const kind = stats.isBlockDevice() ? 'block device' : 'existing file'
   if (!force) {
@@ -156,7 +158,11 @@ async function withReader<T>(path: string, use: (readAt: ReadAt) => Promise<T>):
     return await use(async (offset, into) => {
       for (let done = 0; done < into.length; ) {
         const { bytesRead } = await file.read(into, done, into.length - done, offset + done)
-        if (bytesRead === 0) throw new Stop(EXIT.failed, `${path} ends at ${offset + done}, before its end as a device`)
+        if (bytesRead === 0)
+          throw new Stop(
+            EXIT.failed,
+            `${path} ends at ${offset + done}, before its end as a device: don't trust it, take another target`,
+          )
         done += bytesRead
       }
     })
@@ -205,7 +211,10 @@ async function replayAll(target: Target, trace: Trace, args: Arguments, progress
       // The first failure is the one to report.
       await disk.close().catch(() => {})
       if (!(error instanceof StaleReadError)) throw error
-      throw new Stop(EXIT.failed, `${error.message}: ${formatDifference(error.difference, linesPerReplay)}`)
+      throw new Stop(
+        EXIT.failed,
+        `${error.message}: ${formatDifference(error.difference, linesPerReplay)}. ${DONT_TRUST}`,
+      )
     }
     await disk.close()
     if (!counted) continue
@@ -216,7 +225,7 @@ async function replayAll(target: Target, trace: Trace, args: Arguments, progress
     if (difference !== null) {
       throw new Stop(
         EXIT.failed,
-        `${target.path} is wrong (merge: ${mode}): ${formatDifference(difference, linesPerReplay)}`,
+        `${target.path} is wrong (merge: ${mode}): ${formatDifference(difference, linesPerReplay)}. ${DONT_TRUST}`,
       )
     }
     outcome ??= {

@@ -76,7 +76,7 @@ export async function openSource(path: string, format: Format | undefined, backi
 async function headOf(path: string): Promise<Buffer> {
   const stats = await stat(path)
   if (!stats.isFile() && !stats.isBlockDevice())
-    throw new Stop(EXIT.usage, `${path} is neither a file nor a block device`)
+    throw new Stop(EXIT.usage, `${path} is neither a file nor a block device: name an image`)
   const file = await openFile(path, 'r')
   try {
     const { buffer, bytesRead } = await file.read(Buffer.alloc(HEAD_BYTES), 0, HEAD_BYTES, 0)

@@ -50,7 +50,8 @@ export async function examine(path: string): Promise<Target> {
     if (loops.length > 0) refuse(`${path} is in use: attached to ${loops.join(', ')}; detach it first (losetup -d)`)
     return { path, kind: 'existing file', disk: null, size: stats.size }
   }
-  if (!stats.isBlockDevice()) throw new Stop(EXIT.usage, `${path} is neither a block device nor a regular file`)
+  if (!stats.isBlockDevice())
+    throw new Stop(EXIT.usage, `${path} is neither a block device nor a regular file: name one of these`)
   const holders = await holdersOf(path)
   if (holders.length > 0) refuse(`${path} is in use: ${holders.join('; ')}. Unmount or release it first`)
   const disk = await diskAt(path)
@@ -122,7 +123,8 @@ export async function confirm(target: Target, force: boolean, ask: boolean): Pro
       once(questions, 'close').then(() => '\n'),
     ])
     if (answer === '\n') process.stderr.write('\n')
-    if (answer.trim() !== 'yes') throw new Stop(EXIT.refused, 'not confirmed; nothing was written')
+    if (answer.trim() !== 'yes')
+      throw new Stop(EXIT.refused, 'not confirmed; nothing was written. To be asked again, run it again')
   } finally {
     questions.close()
   }
@@ -135,7 +137,8 @@ export async function checkSame(target: Target, opened: BlockDevice): Promise<vo
   const same =
     now !== null &&
     (['name', 'number', 'serial', 'model', 'bytes'] as const).every((field) => now[field] === target.disk![field])
-  if (!same || opened.size !== target.size) refuse(`${target.path} is not the device any more that it was; look again`)
+  if (!same || opened.size !== target.size)
+    refuse(`${target.path} is not the device any more that it was; look again at what is connected, and run it anew`)
 }
 
 /** What the library says of a target that it does not open, as the end of a command: in use and read-only are refusals. */
@@ -143,6 +146,5 @@ export function asRefusal(error: unknown): unknown {
   if (!(error instanceof BlockError)) return error
   const { code, message } = error
   if (code === 'EBUSY' || code === 'EROFS') return new Stop(EXIT.refused, `refused: ${message}`)
-  if (code === 'EACCES' || code === 'EPERM') return new Stop(EXIT.failed, `${message}; you may have to be root`)
   return error
 }

@@ -70,7 +70,10 @@ export async function readTrace(path: string): Promise<Trace> {
       bytes = await promisify(gunzip)(bytes, { maxOutputLength: TEXT_BYTES_MAX })
     }
   } catch (error) {
-    throw new TraceError(`trace ${path} cannot be read: ${(error as Error).message}`, { cause: error })
+    throw new TraceError(
+      `trace ${path} cannot be read: ${(error as Error).message}; name a recording, as it is or packed by gzip`,
+      { cause: error },
+    )
   }
   return parseTrace(bytes.toString('utf8'), path)
 }
@@ -102,7 +105,8 @@ export function parseTrace(text: string, path: string): Trace {
   for (let index = 1; index < lines.length; index++) {
     const where = `${path}:${index + 1}`
     const fields = lines[index]!.trimEnd().split(',')
-    if (fields.length < 5) throw new TraceError(`${where}: ${fields.length} of the 5 fields "${HEADER}"`)
+    if (fields.length < 5)
+      throw new TraceError(`${where}: ${fields.length} of the 5 fields "${HEADER}": write them all`)
     const number = fields[0] === NO_BATCH ? null : wholeNumber(fields[0]!, 'batch', where)
     wholeNumber(fields[1]!, 'time_us', where)
     const request = parseRequest(fields[2]!, fields[3]!, fields[4]!, index + 1, where)
@@ -118,17 +122,18 @@ export function parseTrace(text: string, path: string): Trace {
     trace.diskEnd = Math.max(trace.diskEnd, end)
     if (request.op !== 'D') trace.end = Math.max(trace.end, end)
   }
-  if (trace.batches.length === 0) throw new TraceError(`${path}: no requests`)
+  if (trace.batches.length === 0) throw new TraceError(`${path}: no requests: name a recording that has some`)
   return trace
 }
 
 function parseRequest(op: string, offsetText: string, lengthText: string, line: number, where: string): TraceRequest {
-  if (!isOp(op)) throw new TraceError(`${where}: op "${op}" is none of W, R, F, D, Z`)
+  if (!isOp(op)) throw new TraceError(`${where}: op "${op}" is none of W, R, F, D, Z: write one of these`)
   const offset = wholeNumber(offsetText, 'offset', where)
   const length = wholeNumber(lengthText, 'length', where)
   if (op === 'F') return { line, op, offset: 0, length: 0 }
-  if (length === 0) throw new TraceError(`${where}: length is 0`)
-  if (!Number.isSafeInteger(offset + length)) throw new TraceError(`${where}: the end of the range is above 2^53`)
+  if (length === 0) throw new TraceError(`${where}: length is 0: leave the line out`)
+  if (!Number.isSafeInteger(offset + length))
+    throw new TraceError(`${where}: the end of the range is above 2^53: leave the line out`)
   if (offset % SECTOR_BYTES !== 0) {
     throw new TraceError(
       `${where}: offset ${offset} is not a multiple of ${SECTOR_BYTES}: only whole sectors can be replayed`,
@@ -144,6 +149,7 @@ function parseRequest(op: string, offsetText: string, lengthText: string, line: 
 
 function wholeNumber(text: string, field: string, where: string): number {
   const value = WHOLE_NUMBER.test(text) ? Number(text) : Number.NaN
-  if (!Number.isSafeInteger(value)) throw new TraceError(`${where}: ${field} "${text}" is not a whole number`)
+  if (!Number.isSafeInteger(value))
+    throw new TraceError(`${where}: ${field} "${text}" is not a whole number: write one`)
   return value
 }

@@ -45,9 +45,12 @@ async function* byNode(packed: AsyncIterable<Buffer>, transform: Transform): Asy
     yield* transform as AsyncIterable<Buffer>
     await done
   } catch (error) {
-    throw new Stop(EXIT.failed, `the image cannot be unpacked: ${(error as Error).message}`)
+    throw new Stop(EXIT.failed, cannotUnpack((error as Error).message))
   }
 }
+
+const cannotUnpack = (why: string): string =>
+  `the image cannot be unpacked: ${why}. It is damaged or not whole: get it again`
 
 async function* byTool(packed: AsyncIterable<Buffer>, tool: Packing): AsyncGenerator<Buffer> {
   const child = spawn(tool, ['--decompress', '--stdout'], { stdio: ['pipe', 'pipe', 'pipe'] })
@@ -61,8 +64,7 @@ async function* byTool(packed: AsyncIterable<Buffer>, tool: Packing): AsyncGener
   try {
     yield* child.stdout as AsyncIterable<Buffer>
     const [status] = await ended
-    if (status !== 0)
-      throw new Stop(EXIT.failed, `the image cannot be unpacked: ${complaint.trim() || `${tool} failed`}`)
+    if (status !== 0) throw new Stop(EXIT.failed, cannotUnpack(complaint.trim() || `${tool} failed`))
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
     const node = tool === 'zstd' ? ', or use Node 22.15 or later' : ''

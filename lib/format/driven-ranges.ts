@@ -89,7 +89,11 @@ export class DrivenRanges implements RangeOperations {
 
   #unsupported(syscall: string): BlockError {
     const { path, format } = this.#context
-    return new BlockError(EOPNOTSUPP, { syscall, path, reason: `the format ${format} has no ${syscall}` })
+    return new BlockError(EOPNOTSUPP, {
+      syscall,
+      path,
+      reason: `the format ${format} has no ${syscall}: do without it`,
+    })
   }
 
   #failed(error: unknown, syscall: string, offset?: number, length?: number): BlockError {

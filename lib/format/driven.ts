@@ -69,7 +69,8 @@ export class DrivenBackend implements Backend {
     this.limits = host.limits
     this.mode = options.mode
     this.merge = { maxBytes: host.merge.maxBytes, maxSegments: host.merge.maxSegments }
-    this.fixedSize = image.truncate === undefined ? `the format ${format} can't change its size` : null
+    this.fixedSize =
+      image.truncate === undefined ? `the format ${format} can't change its size: make a new image and copy` : null
     this.#image = image
     this.#host = host
     this.#release = release

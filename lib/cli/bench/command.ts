@@ -56,11 +56,12 @@ async function run(argv: readonly string[]): Promise<ExitStatus> {
 /** A file for results that can't be written to is told before anything is measured, not after. */
 function checkOutput(file: string | null, target: string): void {
   if (file === null || file === '-') return
-  if (resolve(file) === resolve(target)) throw new Stop(EXIT.usage, `${file} is what is measured`)
+  if (resolve(file) === resolve(target))
+    throw new Stop(EXIT.usage, `${file} is what is measured: name another file for the results`)
   try {
     writeFileSync(file, '')
   } catch (error) {
-    throw new Stop(EXIT.usage, `${(error as Error).message}`)
+    throw new Stop(EXIT.usage, `${(error as Error).message}: name a file that can be written`)
   }
 }
 

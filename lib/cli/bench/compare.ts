@@ -44,7 +44,11 @@ export async function compare(
     if (reason !== null) missing[peer] = reason
     return reason === null
   })
-  if (peers.length === 0) throw new Stop(EXIT.failed, `nothing to compare with: ${Object.values(missing).join('; ')}`)
+  if (peers.length === 0)
+    throw new Stop(
+      EXIT.failed,
+      `nothing to compare with: ${Object.values(missing).join('; ')}. Leave out --compare, or change that`,
+    )
   const names = ['multiwrite', ...peers]
   const measured = names.map((): Round[] => [])
   let result: Result | null = null

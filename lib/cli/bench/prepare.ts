@@ -39,7 +39,7 @@ export async function prepare(job: Job, force: boolean, progress: Progress): Pro
     : await open(filename, { ...options, readOnly: true })
   try {
     if (wanted !== null && wanted > disk.size) {
-      throw new Stop(EXIT.usage, `${filename} has ${disk.size} bytes; --size asks for ${wanted}`)
+      throw new Stop(EXIT.usage, `${filename} has ${disk.size} bytes; --size asks for ${wanted}: ask for less`)
     }
     const { alignment } = disk.limits
     if (disk.direct && job.bs % alignment !== 0) {

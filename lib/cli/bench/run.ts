@@ -72,7 +72,11 @@ export async function runLoad(
 
 function loadOf(job: Job, setting: Setting, index: number): Load {
   const blocks = Math.floor(setting.size / job.bs)
-  if (blocks === 0) throw new Stop(EXIT.usage, `a request of ${job.bs} bytes does not fit into ${setting.size}`)
+  if (blocks === 0)
+    throw new Stop(
+      EXIT.usage,
+      `a request of ${job.bs} bytes does not fit into ${setting.size}: take a smaller --bs or a larger --size`,
+    )
   const blocksMax = job.verify ? VERIFIED_BLOCKS_MAX : BLOCKS_MAX
   if (blocks > blocksMax) throw new Stop(EXIT.usage, `more than ${blocksMax} blocks; take a smaller --size`)
   return {
@@ -118,7 +122,11 @@ class LoadWorker {
       else fail(new Stop(EXIT.failed, `${message.failed.message}`))
     })
     this.#worker.once('error', fail)
-    this.#worker.once('exit', () => fail(new Stop(EXIT.failed, 'a worker has ended without a result')))
+    this.#worker.once('exit', () =>
+      fail(
+        new Stop(EXIT.failed, 'a worker has ended without a result: this is a mistake of multiwrite, please report it'),
+      ),
+    )
   }
 
   start(): void {

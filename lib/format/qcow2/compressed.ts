@@ -18,7 +18,7 @@ export class Decompressor {
     this.#metadata = metadata
     this.#header = header
     if (header.compression === 'zstd' && zstd() === undefined) {
-      throw unsupported(metadata.host.path, 'zstd compression needs Node 22.15 or later')
+      throw unsupported(metadata.host.path, 'zstd compression needs Node 22.15 or later', '')
     }
   }
 

@@ -70,7 +70,7 @@ export async function createImage(host: FormatHost, options: FormatCreateOptions
       await host.truncate(bytes)
     } catch (error) {
       if (!(error instanceof BlockError) || error.code !== 'EOPNOTSUPP') throw error
-      const reason = `an image of this size needs ${bytes} bytes and there are ${host.size}`
+      const reason = `an image of this size needs ${bytes} bytes and there are ${host.size}: take a larger device or a smaller size`
       throw new BlockError(constants.errno.ENOSPC, { syscall: 'open', path: host.path, reason })
     }
   }

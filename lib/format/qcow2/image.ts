@@ -30,10 +30,10 @@ export async function openImage(host: FormatHost, options: FormatOptions): Promi
   const { path } = host
   if (header.backingName !== null && options.backing === undefined) {
     const what = `it names a backing file, ${JSON.stringify(header.backingName)}, which is not followed: say with the option \`backing\` what lies below it, or null`
-    throw unsupported(path, what)
+    throw unsupported(path, what, '')
   }
   if (!options.readOnly && (header.incompatible & INCOMPATIBLE.corrupt) !== 0) {
-    throw unsupported(path, 'the image is marked as corrupt; it can be opened with readOnly: true')
+    throw unsupported(path, 'the image is marked as corrupt; it can be opened with readOnly: true', '')
   }
   const metadata = new Metadata(host, header.clusterSize)
   const l1 = await metadata.read(header.l1Offset, header.l1Size * 8)
@@ -223,17 +223,24 @@ export class Qcow2Image implements FormatImage {
   async truncate(size: number): Promise<void> {
     await this.#begin()
     const before = this.#header.size
-    if (size < before) throw this.#refuse(EOPNOTSUPP, 'ftruncate', 'a qcow2 image can only be made larger')
+    if (size < before)
+      throw this.#refuse(EOPNOTSUPP, 'ftruncate', 'a qcow2 image can only be made larger: make a small one and copy')
     if (this.#header.version === 2 && this.#header.snapshotCount > 0) {
       throw this.#refuse(
         EOPNOTSUPP,
         'ftruncate',
-        'snapshots of a version 2 image do not know their size, so it can not change',
+        'snapshots of a version 2 image do not know their size, so it can not change: delete them first (qemu-img snapshot -d)',
       )
     }
-    if (size % 512 !== 0) throw this.#refuse(EOPNOTSUPP, 'ftruncate', 'the size of a qcow2 image is a multiple of 512')
+    if (size % 512 !== 0)
+      throw this.#refuse(EOPNOTSUPP, 'ftruncate', 'the size of a qcow2 image is a multiple of 512: round it up')
     const entries = Math.ceil(size / this.#mapping.coverage)
-    if (entries * 8 > L1_BYTES_MAX) throw this.#refuse(EOPNOTSUPP, 'ftruncate', 'too large for clusters of this size')
+    if (entries * 8 > L1_BYTES_MAX)
+      throw this.#refuse(
+        EOPNOTSUPP,
+        'ftruncate',
+        'too large for clusters of this size: make an image with a larger clusterSize and copy',
+      )
     if (entries > this.#header.l1Size) await this.#growL1(entries)
     const { clusterSize } = this
     // What lies below, and what an old cluster holds behind the former end, must not show.

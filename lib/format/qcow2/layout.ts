@@ -103,17 +103,27 @@ export function ceilTo(value: number, unit: number): number {
   return Math.ceil(value / unit) * unit
 }
 
+const WHOLE = 'check that it is one, and that it was copied whole'
+const CONVERT = '"qemu-img convert" makes an image of it that has none of this'
+
 /** An image that contradicts the format, or itself. */
 export function invalid(path: string, what: string): BlockError {
-  return new BlockError(constants.errno.EINVAL, { syscall: 'open', path, reason: `no valid qcow2 image: ${what}` })
+  return new BlockError(constants.errno.EINVAL, {
+    syscall: 'open',
+    path,
+    reason: `no valid qcow2 image: ${what}`,
+    advice: WHOLE,
+  })
 }
 
-/** An image that we can't treat. */
-export function unsupported(path: string, what: string): BlockError {
-  return new BlockError(constants.errno.EOPNOTSUPP, { syscall: 'open', path, reason: `qcow2: ${what}` })
+/** An image that we can't treat. `advice` says what to do if it is not to convert it. */
+export function unsupported(path: string, what: string, advice: string = CONVERT): BlockError {
+  return new BlockError(constants.errno.EOPNOTSUPP, { syscall: 'open', path, reason: `qcow2: ${what}`, advice })
 }
 
 /** Tables that contradict each other, met while the image was in use. */
 export function corrupt(path: string, what: string): BlockError {
-  return new BlockError(constants.errno.EIO, { syscall: 'qcow2', path, reason: `the qcow2 image is corrupt: ${what}` })
+  // The words reach the requests by way of the reason, so the advice is part of it.
+  const reason = `the qcow2 image is corrupt: ${what}: close it, and have check({ repair: true }) mend a copy`
+  return new BlockError(constants.errno.EIO, { syscall: 'qcow2', path, reason })
 }

@@ -127,7 +127,7 @@ export class Metadata {
   }
 
   noSpace(): BlockError {
-    const reason = 'no cluster is free and the host can not grow'
+    const reason = 'no cluster is free and the host can not grow: take a larger one'
     return new BlockError(constants.errno.ENOSPC, { syscall: 'write', path: this.host.path, reason })
   }
 }

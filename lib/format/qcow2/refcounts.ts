@@ -418,7 +418,10 @@ export class Refcounts {
         await this.#host.flush()
       } catch (error) {
         // Others may have allocated in the new blocks already, which the present table has no room for.
-        throw this.#metadata.giveUp('a longer refcount table could not be written', error)
+        throw this.#metadata.giveUp(
+          'a longer refcount table could not be written: open the image again to see which one it refers to',
+          error,
+        )
       }
       const fields = Buffer.alloc(12)
       writeU64(fields, offset, 0)
