@@ -283,10 +283,11 @@ describe.skipIf(noLoop !== '')(titled('refused with status 3', noLoop), () => {
 
   /** Runs it by force, and sees to it that nothing was written. */
   async function refusal(device: string, ...args: string[]): Promise<string> {
-    const before = contentOf(device)
+    // Not behind its first page: the kernel swaps to what is swap whenever it likes. An image would begin at the beginning.
+    const before = contentOf(device).subarray(0, 4096)
     const { status, stdout, stderr } = await cli(['write', '--force', ...args, image, device])
     expect({ status, stdout, stderr }).toEqual({ status: 3, stdout: '', stderr: expect.stringContaining('refused: ') })
-    expect(contentOf(device).equals(before)).toBe(true)
+    expect(contentOf(device).subarray(0, 4096).equals(before)).toBe(true)
     return stderr
   }
 

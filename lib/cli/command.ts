@@ -116,6 +116,22 @@ function isOption(error: Error): boolean {
   return 'code' in error && error.code === 'ERR_INVALID_ARG_VALUE'
 }
 
+/**
+ * Keeps a command going when whoever reads its output has gone: half an image on a disk is worse than words that nobody reads.
+ * Results that could not be written for another reason are a failure, since somebody waits for them.
+ */
+export function guardOutput(): void {
+  process.stderr.on('error', () => undefined)
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') return
+    process.stderr.write(`multiwrite: the result cannot be written: ${explain(error)}\n`)
+    // The command may have its own status yet to set.
+    process.once('exit', (status) => {
+      if (status === EXIT.done) process.exitCode = EXIT.failed
+    })
+  })
+}
+
 /** Runs a command to its end: sets the exit status, and turns what it throws into a message. */
 export async function runCommand({ name, run }: Command, args: readonly string[]): Promise<void> {
   try {

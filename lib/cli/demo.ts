@@ -1,7 +1,7 @@
 // `npm start`: what `multiwrite replay` does, with a trace of its own unless `--trace` names another, so that somebody who has
 // just cloned the repository sees something happen.
 
-import { type Command, ENGINES, EXIT, oneOf, parseArguments, runCommand } from './command.ts'
+import { type Command, ENGINES, EXIT, guardOutput, oneOf, parseArguments, runCommand } from './command.ts'
 import { DEFAULT_TRACE, replayAs } from './replay-command.ts'
 
 const USAGE = `usage: npm start -- [options] [TARGET]
@@ -48,4 +48,5 @@ const demo: Command = {
   },
 }
 
+guardOutput()
 await runCommand(demo, process.argv.slice(2))

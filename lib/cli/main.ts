@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // `multiwrite COMMAND`: finds the command, loads it, which no other has to wait for, and runs it.
 
-import { type Command, EXIT, runCommand } from './command.ts'
+import { type Command, EXIT, guardOutput, runCommand } from './command.ts'
 
 /** A command, and where it lies. */
 interface Entry {
@@ -53,6 +53,7 @@ exit status: 0 done, 1 I/O or verification failed, 2 usage, 3 refused for
 safety
 `
 
+guardOutput()
 const [name, ...args] = process.argv.slice(2)
 const command = COMMANDS.find((known) => known.name === name)
 if (command !== undefined) await runCommand(await command.load(), args)

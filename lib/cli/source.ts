@@ -70,6 +70,7 @@ export async function openSource(path: string, format: Format | undefined, backi
   const packing = packingOf(head)
   if (packing !== null) return packedSource(path, packing)
   if (format === undefined) refuseQcow2(head, path)
+  refuseEmpty(head.length, path)
   return diskSource(path, 'raw')
 }
 
@@ -84,6 +85,12 @@ async function headOf(path: string): Promise<Buffer> {
   } finally {
     await file.close()
   }
+}
+
+/** A download that failed looks like this, and to write nothing would look like success. */
+function refuseEmpty(bytes: number, what: string): void {
+  if (bytes === 0)
+    throw new Stop(EXIT.failed, `${what} is empty: nothing was written. Look at what should have made the image`)
 }
 
 function refuseQcow2(head: Buffer, what: string): void {
@@ -113,12 +120,24 @@ async function diskSource(path: string, format: Format, backing?: Backing): Prom
       if (length <= 0) return null
       // Before anything is waited for: the next lane goes on from here.
       position += length
-      await disk.read(offset, into.subarray(0, length))
+      await disk.read(offset, into.subarray(0, length)).catch(async (error: unknown) => {
+        throw (await hasShrunk(path, disk.size)) ? shrunk(path) : error
+      })
       return { offset, length }
     },
     again: (offset, into) => disk.read(offset, into),
     close: () => disk.close(),
   }
+}
+
+/** What is missing at the end of a file reads like a bad medium. */
+async function hasShrunk(path: string, size: number): Promise<boolean> {
+  const stats = await stat(path).catch(() => null)
+  return stats?.isFile() === true && stats.size < size
+}
+
+function shrunk(path: string): Stop {
+  return new Stop(EXIT.failed, `the image ${path} became shorter while it was read: see to it that nobody changes it`)
 }
 
 async function packedSource(path: string, packing: Packing): Promise<Source> {
@@ -132,6 +151,7 @@ async function packedSource(path: string, packing: Packing): Promise<Source> {
 async function inputSource(input: AsyncIterable<Buffer>, format: Format | undefined): Promise<Source> {
   const pieces = new Pieces(input)
   const head = await pieces.peek(HEAD_BYTES)
+  refuseEmpty(head.length, 'standard input')
   const packing = packingOf(head)
   if (packing !== null) {
     return streamSource(new Pieces(unpacked(pieces.rest(), packing)), `raw image in ${packing} from standard input`)
