@@ -41,8 +41,28 @@ const RANDOM_DEPTH = 32
 const BUSY_POLL_US = 200
 /** Large enough for the start of a program to be a small part of its time. */
 const FLASHED_BYTES = 2 ** 31
-/** @param {number} bytes */
-const blocks = (bytes) => `${bytes >> 10} KiB blocks`
+/** @param {string} program @param {number} blockSize @param {number} depth */
+const inBlocks = (program, blockSize, depth) => `${program}, ${blockSize >> 10} KiB blocks, depth ${depth}`
+
+/** @param {Bench} bench @param {'io_uring' | 'libaio'} engine @param {number} blockSize @param {number} depth */
+function fioInBlocks(bench, engine, blockSize, depth) {
+  return bench.fio(inBlocks(`fio ${engine}`, blockSize, depth), { engine, rw: 'write', blockSize, depth })
+}
+
+/** @param {Bench} bench @param {number} blockSize @param {number} depth */
+function qemuInBlocks(bench, blockSize, depth) {
+  return bench.qemu(inBlocks('qemu-img bench', blockSize, depth), { blockSize, step: blockSize, depth })
+}
+
+/**
+ * One target, merged, sorted only and as given.
+ * @param {Bench} bench
+ */
+const openedPerMode = async (bench) => ({
+  full: await bench.disk(),
+  sort: await bench.disk({ merge: { mode: 'sort' } }),
+  off: await bench.disk({ merge: { mode: 'off' } }),
+})
 
 const FAN_OUT = 'fs.write, one per request'
 const BY_HAND = 'fs.writev, merged by hand'
@@ -79,9 +99,7 @@ async function table({ target, settings }, title, disk, contenders, peers, laten
 /** @param {Bench} bench */
 async function* adjacentBatches(bench) {
   const { size } = bench.target
-  const full = await bench.disk()
-  const sort = await bench.disk({ merge: { mode: 'sort' } })
-  const off = await bench.disk({ merge: { mode: 'off' } })
+  const { full, sort, off } = await openedPerMode(bench)
   const aio = await bench.disk({ engine: 'aio' })
   const threads = await bench.disk({ engine: 'threads' })
   const handle = await bench.handle()
@@ -93,7 +111,7 @@ async function* adjacentBatches(bench) {
       const copied = adjacent({ lanes, count, size, alloc: plainMemory })
       // The peers' blocks are as large as a batch, and as many of them are in flight.
       const blockSize = count * REQUEST_BYTES
-      const large = `fio io_uring, ${blocks(blockSize)}, depth ${lanes}`
+      const large = inBlocks('fio io_uring', blockSize, lanes)
       const contenders = [
         multiwrite('multiwrite, merge full', full, workload),
         multiwriteCallbacks('multiwrite, merge full, callbacks', full, workload),
@@ -114,21 +132,12 @@ async function* adjacentBatches(bench) {
               bench.fsWriteByUring({ work: 'fan out', shape: 'adjacent', lanes, count }),
             ]),
         writevByHand(handle.fd, workload),
-        ...bench.fio(large, { engine: 'io_uring', rw: 'write', blockSize, depth: lanes }),
+        ...fioInBlocks(bench, 'io_uring', blockSize, lanes),
         ...(bench.settings.quick
           ? []
           : [
-              ...bench.fio(`fio libaio, ${blocks(blockSize)}, depth ${lanes}`, {
-                engine: 'libaio',
-                rw: 'write',
-                blockSize,
-                depth: lanes,
-              }),
-              ...bench.qemu(`qemu-img bench, ${blocks(blockSize)}, depth ${lanes}`, {
-                blockSize,
-                step: blockSize,
-                depth: lanes,
-              }),
+              ...fioInBlocks(bench, 'libaio', blockSize, lanes),
+              ...qemuInBlocks(bench, blockSize, lanes),
               ...fioInBatches(bench, count, lanes),
             ]),
       ]
@@ -158,9 +167,7 @@ function fioInBatches(bench, count, lanes) {
 /** @param {Bench} bench */
 async function* shuffledBatches(bench) {
   const { size } = bench.target
-  const full = await bench.disk()
-  const sort = await bench.disk({ merge: { mode: 'sort' } })
-  const off = await bench.disk({ merge: { mode: 'off' } })
+  const { full, sort, off } = await openedPerMode(bench)
   const handle = await bench.handle()
   const workload = adjacent({ lanes: 4, count: 64, size, alloc: full.alloc.bind(full), shuffled: true })
   const contenders = [
@@ -278,19 +285,7 @@ async function* fileBatches(bench) {
       writevByHand(handle.fd, workload),
       ...(bench.settings.quick
         ? []
-        : [
-            ...bench.fio(`fio io_uring, ${blocks(blockSize)}, depth ${lanes}`, {
-              engine: 'io_uring',
-              rw: 'write',
-              blockSize,
-              depth: lanes,
-            }),
-            ...bench.qemu(`qemu-img bench, ${blocks(blockSize)}, depth ${lanes}`, {
-              blockSize,
-              step: blockSize,
-              depth: lanes,
-            }),
-          ]),
+        : [...fioInBlocks(bench, 'io_uring', blockSize, lanes), ...qemuInBlocks(bench, blockSize, lanes)]),
     ]
     const title = `batches of 64 adjacent 4 KiB writes, ${lanes} in flight, ${direct ? 'direct' : 'buffered'}`
     yield await table(bench, title, full, contenders, [FAN_OUT, BY_HAND])
