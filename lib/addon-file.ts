@@ -32,7 +32,8 @@ export function candidates(): readonly Candidate[] {
  * Loads the first candidate that loads.
  *
  * @param load makes an addon of a path, or throws
- * @throws an `Error` with code `ERR_DLOPEN_FAILED` that names the system, each path with what became of it, and the remedy
+ * @throws an `Error` with code `ERR_DLOPEN_FAILED` that names the system, each path with what became of it, and the remedy;
+ *   with code `ENOMEM` where the addon is right and there is no memory for it now
  */
 export function loadFirst<T>(load: (path: string) => T): T {
   const tried: string[] = []
@@ -45,6 +46,8 @@ export function loadFirst<T>(load: (path: string) => T): T {
     try {
       return load(path)
     } catch (error) {
+      // Another one would find no memory either.
+      if ((error as NodeJS.ErrnoException | null)?.code === 'ENOMEM') throw error
       cause ??= error
       tried.push(`${path} (${origin}): ${error instanceof Error ? error.message : String(error)}`)
     }

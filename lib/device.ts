@@ -276,13 +276,14 @@ export class BlockDevice {
    * shared memory want `Buffer.from(b)`.
    *
    * @param size bytes
+   * @throws a `BlockError` with `ENOMEM` where there is no memory
    */
   alloc(size: number): Buffer {
     if (typeof size !== 'number') throw invalidType('size', 'number', size)
     if (!Number.isInteger(size) || size < 0 || size > ALLOC_MAX) {
       throw outOfRange('size', `a whole number >= 0 and <= ${ALLOC_MAX}`, size)
     }
-    return alignedBuffer(size, Math.max(PAGE_SIZE, this.limits.memoryAlignment))
+    return alignedBuffer(size, Math.max(PAGE_SIZE, this.limits.memoryAlignment), this.path)
   }
 
   /**

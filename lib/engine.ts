@@ -7,7 +7,9 @@
 // `commit`. Retries, resumption and fan-out are its owner's business. After the settles of one drain come first those that
 // send more, then those that call users back, so that the device works while JavaScript does.
 
-import type { Region } from './memory.ts'
+import { constants } from 'node:os'
+import { BlockError } from './errors.ts'
+import { type Region, sharedMemory } from './memory.ts'
 import { addon, ENGINE_KIND, type Failure, LAYOUT_VERSION, MAX_VECTORS, REQUEST, RESULT, VECTOR } from './native.ts'
 
 /** Operations in flight in one thread. The completion queue of the ring has as many entries, so it can't overflow. */
@@ -28,9 +30,9 @@ export type EngineName = keyof typeof ENGINE_KIND
 
 export class Engine {
   readonly #native = addon()
-  readonly #requests = sharedTable(REQUESTS_PER_CALL * REQUEST.stride)
-  readonly #vectors = sharedTable(VECTORS_PER_CALL * VECTOR.stride)
-  readonly #results = sharedTable(SLOTS * RESULT.stride)
+  readonly #requests: Float64Array
+  readonly #vectors: Float64Array
+  readonly #results: Float64Array
   readonly #owners: (Operation | null)[] = new Array<Operation | null>(SLOTS).fill(null)
   readonly #freeSlots: number[] = Array.from({ length: SLOTS }, (_, slot) => SLOTS - 1 - slot)
   #requestCount = 0
@@ -46,8 +48,15 @@ export class Engine {
   readonly #busyPolls = new Map<number, number>()
   #refused: { operation: Operation; result: number }[] = []
 
-  constructor() {
-    this.#native.attach(this.#requests, this.#vectors, this.#results, (count) => this.#drained(count), LAYOUT_VERSION)
+  /** @param path what it is made for, for the error */
+  constructor(path: string) {
+    this.#requests = sharedTable(REQUESTS_PER_CALL * REQUEST.stride, path)
+    this.#vectors = sharedTable(VECTORS_PER_CALL * VECTOR.stride, path)
+    this.#results = sharedTable(SLOTS * RESULT.stride, path)
+    const drained = (count: number): void => this.#drained(count)
+    const errno = this.#native.attach(this.#requests, this.#vectors, this.#results, drained, LAYOUT_VERSION)
+    if (errno !== 0)
+      throw new BlockError(errno, { syscall: 'open', path, reason: 'no memory for operations in flight' })
   }
 
   /** Asks for polling before sleeping, or (negative count) takes that back; the longest that is asked for holds. */
@@ -205,14 +214,26 @@ export class Engine {
 }
 
 /** Tables lie on shared memory, which can be neither detached nor shrunk: the addon keeps their addresses. */
-function sharedTable(length: number): Float64Array {
-  return new Float64Array(new SharedArrayBuffer(length * Float64Array.BYTES_PER_ELEMENT))
+function sharedTable(length: number, path: string): Float64Array {
+  return new Float64Array(sharedMemory(length * Float64Array.BYTES_PER_ELEMENT, path))
 }
 
 let engine: Engine | undefined
 
-/** The engine of this thread, made at the first `open`: a ring keeps the credentials that it was made with. */
-export function threadEngine(): Engine {
-  engine ??= new Engine()
-  return engine
+/**
+ * The engine of this thread, made at the first `open`: a ring keeps the credentials that it was made with.
+ *
+ * @param path what is to be opened
+ * @throws a `BlockError` if there is no memory for it; the next call tries again
+ */
+export function threadEngine(path: string): Engine {
+  if (engine !== undefined) return engine
+  try {
+    engine = new Engine(path)
+    return engine
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException
+    if (code !== 'ENOMEM' || error instanceof BlockError) throw error
+    throw new BlockError(constants.errno.ENOMEM, { syscall: 'open', path, reason: message, cause: error })
+  }
 }

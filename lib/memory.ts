@@ -9,6 +9,8 @@
 // written in a row from there goes to the kernel as one vector.
 
 import { constants } from 'node:buffer'
+import { constants as system } from 'node:os'
+import { BlockError } from './errors.ts'
 import { addon } from './native.ts'
 
 /** Page size of every architecture that we run on, or a divisor of it; memory aligned to it is one segment per page. */
@@ -45,11 +47,16 @@ const SLAB_PIECE_MAX = 32 << 10
 let slab: Buffer | undefined
 let slabUsed = 0
 
-/** Zeroed memory of `size` bytes, aligned to `alignment` (a power of two). */
-export function alignedBuffer(size: number, alignment: number): Buffer {
-  if (size > SLAB_PIECE_MAX || alignment > PAGE_SIZE) return ownBuffer(size, alignment)
+/**
+ * Zeroed memory of `size` bytes, aligned to `alignment` (a power of two).
+ *
+ * @param path whom it is for
+ * @throws a `BlockError` with `ENOMEM`
+ */
+export function alignedBuffer(size: number, alignment: number, path: string): Buffer {
+  if (size > SLAB_PIECE_MAX || alignment > PAGE_SIZE) return ownBuffer(size, alignment, path)
   if (slab === undefined || slabUsed + size > SLAB_BYTES) {
-    slab = ownBuffer(SLAB_BYTES, PAGE_SIZE)
+    slab = ownBuffer(SLAB_BYTES, PAGE_SIZE, path)
     slabUsed = 0
   }
   const piece = slab.subarray(slabUsed, slabUsed + size)
@@ -58,17 +65,32 @@ export function alignedBuffer(size: number, alignment: number): Buffer {
 }
 
 /** The same on a SharedArrayBuffer of its own. */
-function ownBuffer(size: number, alignment: number): Buffer {
+function ownBuffer(size: number, alignment: number, path: string): Buffer {
   const native = addon()
   const bytes = size + alignment
-  const shared = new SharedArrayBuffer(bytes)
+  const shared = sharedMemory(bytes, path)
   const whole = new Uint8Array(shared)
   const boundary = alignment - (native.address(whole) % alignment)
-  const region = { id: native.addRegion(whole), bytes, boundary }
+  const id = native.addRegion(whole)
+  if (id < 0) throw noMemory(bytes, path)
+  const region = { id, bytes, boundary }
   native.adjustExternalMemory(bytes)
   regions.set(shared, region)
   collected.register(shared, region)
   return Buffer.from(shared, boundary, size)
+}
+
+/** Zeroed memory that can be neither detached nor shrunk. */
+export function sharedMemory(bytes: number, path: string): SharedArrayBuffer {
+  try {
+    return new SharedArrayBuffer(bytes)
+  } catch (cause) {
+    throw noMemory(bytes, path, cause)
+  }
+}
+
+function noMemory(bytes: number, path: string, cause?: unknown): BlockError {
+  return new BlockError(system.errno.ENOMEM, { syscall: 'alloc', path, reason: `no memory for ${bytes} bytes`, cause })
 }
 
 /** The smallest piece of the staging pool, and the largest. */
@@ -84,15 +106,18 @@ const STAGING_BYTES = 32 << 20
  * waits for something in flight to end.
  */
 export class Staging {
-  readonly bytes: Buffer = alignedBuffer(STAGING_BYTES, PAGE_SIZE)
+  readonly bytes: Buffer
   /** The addon's number of the memory. */
-  readonly region: number = regionOf(this.bytes)!.id
+  readonly region: number
   /** Per order, units where a free piece may start; an entry counts only while `#state` agrees. */
   readonly #free: number[][] = Array.from({ length: ORDERS }, () => [])
   /** Per 4 KiB unit: order + 1 of the free piece that starts here, or 0. */
   readonly #state = new Uint8Array(STAGING_BYTES / PIECE_MIN)
 
-  constructor() {
+  /** @param path whom it is for first */
+  constructor(path: string) {
+    this.bytes = alignedBuffer(STAGING_BYTES, PAGE_SIZE, path)
+    this.region = regionOf(this.bytes)!.id
     for (let unit = this.#state.length - PIECE_MAX / PIECE_MIN; unit >= 0; unit -= PIECE_MAX / PIECE_MIN) {
       this.#put(unit, ORDERS - 1)
     }
@@ -140,8 +165,13 @@ function orderOf(size: number): number {
 
 let staging: Staging | undefined
 
-/** The staging pool of this thread. */
-export function threadStaging(): Staging {
-  staging ??= new Staging()
+/**
+ * The staging pool of this thread.
+ *
+ * @param path whom it is for, should it have to be made
+ * @throws a `BlockError` if there is no memory for it; the next call tries again
+ */
+export function threadStaging(path: string): Staging {
+  staging ??= new Staging(path)
   return staging
 }

@@ -4,6 +4,7 @@
 // thread do not share tables by accident.
 
 import { createRequire } from 'node:module'
+import { constants } from 'node:os'
 import { loadFirst } from './addon-file.ts'
 
 /** Must equal kLayoutVersion in native/layout.h. */
@@ -71,6 +72,8 @@ export interface OpenFile extends Geometry {
 
 /** Called with a result; with nothing where there was no memory for one. */
 type Done<T> = (result: T | undefined) => void
+/** `undefined`: started, it will call. An errno: it could not be started, and calls nobody. */
+type Started = number | undefined
 
 export interface Addon {
   layout: { version: number; requestStride: number; vectorStride: number; resultStride: number; maxVectors: number }
@@ -80,12 +83,14 @@ export interface Addon {
     results: Float64Array,
     drained: (count: number) => void,
     version: number,
-  ): void
+  ): number
   startEngine(kind: number): Failure | undefined
-  open(path: string, flags: number, kind: number, done: Done<OpenFile | Failure>): void
-  geometry(file: number, done: Done<Geometry | Failure>): void
-  changeRange(file: number, op: number, offset: number, length: number, done: Done<Failure>): void
-  close(file: number, done: Done<Failure>): void
+  open(path: string, flags: number, kind: number, done: Done<OpenFile | Failure>): Started
+  geometry(file: number, done: Done<Geometry | Failure>): Started
+  changeRange(file: number, op: number, offset: number, length: number, done: Done<Failure>): Started
+  /** What can't be started is done at once, and answered with its errno, or 0. */
+  close(file: number, done: Done<Failure>): Started
+  /** -1 for want of memory. */
   addRegion(view: Uint8Array): number
   removeRegion(id: number): void
   address(view: Uint8Array): number
@@ -123,23 +128,26 @@ function load(): Addon {
   })
 }
 
-/** What blocks: run by the addon on another thread. */
+/** What blocks: run by the addon on another thread. What can't be is a failure like any other; none of them reject. */
 export const blocking = {
   open: (path: string, flags: number, kind: number): Promise<OpenFile | Failure> =>
-    promised((done) => addon().open(path, flags, kind, done)),
-  geometry: (file: number): Promise<Geometry | Failure> => promised((done) => addon().geometry(file, done)),
+    answered('open', (done) => addon().open(path, flags, kind, done)),
+  geometry: (file: number): Promise<Geometry | Failure> => answered('statx', (done) => addon().geometry(file, done)),
   changeRange: (file: number, op: number, offset: number, length: number): Promise<Failure> =>
-    promised((done) => addon().changeRange(file, op, offset, length, done)),
-  close: (file: number): Promise<Failure> => promised((done) => addon().close(file, done)),
+    answered(op === RANGE_OP.truncate ? 'ftruncate' : 'fallocate', (done) =>
+      addon().changeRange(file, op, offset, length, done),
+    ),
+  /** The descriptor is gone afterwards, whatever the answer. */
+  close: (file: number): Promise<Failure> => answered('close', (done) => addon().close(file, done)),
 } as const
 
-function promised<T>(start: (done: Done<T>) => void): Promise<T> {
-  return new Promise((resolve, reject) => {
-    start((result) => {
-      if (result === undefined)
-        reject(new Error('multiwrite: the addon had no memory for a result: free some and try again'))
-      else resolve(result)
-    })
+function answered<T extends object>(
+  syscall: string,
+  start: (done: Done<T | Failure>) => Started,
+): Promise<T | Failure> {
+  return new Promise((resolve) => {
+    const errno = start((result) => resolve(result ?? { errno: constants.errno.ENOMEM, syscall }))
+    if (errno !== undefined) resolve({ errno, syscall })
   })
 }
 

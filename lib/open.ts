@@ -16,6 +16,7 @@ import type { FormatBacking, FormatDriver, FormatImage } from './format/driver.t
 import { driverNamed } from './format/drivers.ts'
 import { holdersOfDevice, openIn } from './holders.ts'
 import { readLimits } from './limits.ts'
+import { threadStaging } from './memory.ts'
 import { blocking, ENGINE_KIND, isFailure, type OpenFile } from './native.ts'
 import {
   type CheckedBacking,
@@ -84,7 +85,7 @@ export async function create(path: string | URL, options: CreateOptions): Promis
   }
   if (kind === 'other') throw new BlockError(EINVAL, { syscall: 'open', path: name, reason: NEITHER })
   // What can't be opened afterwards must not cost an existing file its content.
-  chooseEngine(threadEngine(), checked.engine, checked.direct ?? false, name)
+  chooseEngine(threadEngine(name), checked.engine, checked.direct ?? false, name)
   try {
     await asBlockError(name, () => makeFile(name, driver === null ? checked.size : 0, checked))
     return await (driver === null ? openChecked(name, checked) : createImage(driver, name, checked))
@@ -179,7 +180,7 @@ async function openRaw(path: string, options: CheckedOptions): Promise<BlockDevi
   })
   try {
     const limits = await readLimits(opened.geometry, opened.direct)
-    return new BlockDevice(new RawBackend(threadEngine(), { ...opened, limits }))
+    return new BlockDevice(new RawBackend(threadEngine(path), threadStaging(path), { ...opened, limits }))
   } catch (error) {
     await blocking.close(opened.file)
     if (opened.tailFile >= 0) await blocking.close(opened.tailFile)
@@ -193,7 +194,7 @@ async function openAs(
   options: CheckedOptions,
   direct: boolean,
 ): Promise<Omit<Opened, 'limits'>> {
-  const engine = chooseEngine(threadEngine(), options.engine, direct, path)
+  const engine = chooseEngine(threadEngine(path), options.engine, direct, path)
   const exclusive = (options.exclusive ?? !options.readOnly) && kind === 'block'
   const flags = (options.readOnly ? O_RDONLY : O_RDWR) | (exclusive ? O_EXCL : 0)
   const geometry = await openNative(path, flags | (direct ? O_DIRECT : 0), engine.name)

@@ -21,7 +21,7 @@ import { Fifo } from './fifo.ts'
 import { Flights } from './flights.ts'
 import type { Gate } from './gate.ts'
 import { Isolation, mustIsolate } from './isolation.ts'
-import { type Staging, threadStaging } from './memory.ts'
+import type { Staging } from './memory.ts'
 import { OP } from './native.ts'
 import type { Counters } from './stats.ts'
 import {
@@ -53,7 +53,7 @@ const NOBODY = new Fifo<Submission>()
 
 export class Queue implements SubmissionQueue, Lane {
   readonly #engine: Engine
-  readonly #staging: Staging = threadStaging()
+  readonly #staging: Staging
   readonly #gate: Gate
   readonly #target: Target
   readonly #depth: number
@@ -93,6 +93,7 @@ export class Queue implements SubmissionQueue, Lane {
   readonly #tell = (): void => this.#tellAll()
 
   /**
+   * @param staging memory for copies
    * @param depth submissions in flight at once
    * @param ordered whether overlaps in flight would be a mistake of ours
    * @param isGone asks whether there is no device any more; `null` for a file, which stays
@@ -100,6 +101,7 @@ export class Queue implements SubmissionQueue, Lane {
    */
   constructor(
     engine: Engine,
+    staging: Staging,
     gate: Gate,
     target: Target,
     depth: number,
@@ -109,6 +111,7 @@ export class Queue implements SubmissionQueue, Lane {
     beforeSending: () => void,
   ) {
     this.#engine = engine
+    this.#staging = staging
     this.#gate = gate
     this.#target = target
     this.#depth = depth

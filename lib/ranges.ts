@@ -89,8 +89,11 @@ export class Ranges implements RangeOperations {
   }
 
   async #writeZeros(start: number, end: number): Promise<BlockError | null> {
+    const { path } = this.#context
     for (let place = start; place < end; place += ZEROS_AT_ONCE) {
-      const error = await this.#context.dispatch.writeInside(zerosWork(place, Math.min(end, place + ZEROS_AT_ONCE)))
+      const error = await this.#context.dispatch.writeInside(
+        zerosWork(place, Math.min(end, place + ZEROS_AT_ONCE), path),
+      )
       if (error !== null) return error
     }
     return null
@@ -118,15 +121,15 @@ export class Ranges implements RangeOperations {
     const span = this.#context.blocks.aroundForKernel(start, end)
     const ticket = durability.issue(false)
     return new Promise((resolve, reject) => {
-      const begin = (): void => {
-        void run().then((error) => {
-          queue.enqueue(gate.leave(hold))
-          queue.pump()
-          durability.end(ticket)
-          if (error === null) resolve()
-          else reject(error)
-        })
+      const finish = (error: unknown): void => {
+        queue.enqueue(gate.leave(hold))
+        queue.pump()
+        durability.end(ticket)
+        if (error === null) resolve()
+        else reject(error)
       }
+      // There may be no memory for zeros.
+      const begin = (): void => void run().then(finish, finish)
       const hold = gate.enter(span.start, span.end, () => queueMicrotask(begin))
     })
   }
@@ -134,9 +137,13 @@ export class Ranges implements RangeOperations {
 
 let zeros: Buffer | undefined
 
-/** Zeros as one request of a batch. */
-export function zerosWork(start: number, end: number): Work {
-  zeros ??= alignedBuffer(ZEROS_BYTES, PAGE_SIZE)
+/**
+ * Zeros as one request of a batch.
+ *
+ * @throws a `BlockError` of `path` if there is no memory for them
+ */
+export function zerosWork(start: number, end: number, path: string): Work {
+  zeros ??= alignedBuffer(ZEROS_BYTES, PAGE_SIZE, path)
   const pieces: Uint8Array[] = []
   for (let place = start; place < end; place += ZEROS_BYTES) {
     pieces.push(end - place < ZEROS_BYTES ? zeros.subarray(0, end - place) : zeros)

@@ -8,6 +8,7 @@ import type { Engine } from './engine.ts'
 import { BlockError } from './errors.ts'
 import { GONE } from './isolation.ts'
 import type { DeviceLimits } from './limits.ts'
+import type { Staging } from './memory.ts'
 import { blocking, type Geometry, isFailure } from './native.ts'
 import type { CheckedOptions, MergeMode } from './options.ts'
 import type { Limits } from './planner/units.ts'
@@ -47,7 +48,7 @@ export class RawBackend implements Backend {
   readonly #counters = newCounters()
   readonly #releaseEngine: () => void
 
-  constructor(engine: Engine, opened: Opened) {
+  constructor(engine: Engine, staging: Staging, opened: Opened) {
     const { options, limits, geometry, file, tailFile, direct, path } = opened
     const { alignment, memoryAlignment } = limits
     this.path = path
@@ -90,7 +91,17 @@ export class RawBackend implements Backend {
       counters: this.#counters,
       queue: (gate, ordered, beforeSending) => {
         const isGone = geometry.blockDevice ? () => deviceIsGone(file) : null
-        return new Queue(engine, gate, target, options.queueDepth, ordered, this.#counters, isGone, beforeSending)
+        return new Queue(
+          engine,
+          staging,
+          gate,
+          target,
+          options.queueDepth,
+          ordered,
+          this.#counters,
+          isGone,
+          beforeSending,
+        )
       },
       stage: null,
       mayFill: null,
@@ -132,8 +143,7 @@ export class RawBackend implements Backend {
 /** Whether a block device was taken away or has no medium. */
 async function deviceIsGone(file: number): Promise<boolean> {
   // Who can't be asked counts as there: then each request finds out for itself.
-  const geometry = await blocking.geometry(file).catch(() => null)
-  if (geometry === null) return false
+  const geometry = await blocking.geometry(file)
   return isFailure(geometry) ? GONE.has(geometry.errno) : geometry.size === 0
 }
 

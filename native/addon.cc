@@ -1,10 +1,11 @@
 // The addon's face towards JavaScript: a handful of functions on one object per environment.
 // lib/native.ts is their only caller and checks what users pass; here a wrong argument is a bug of
 // ours and throws.
+#include <errno.h>
 #include <napi.h>
 
-#include <cstdlib>
 #include <memory>
+#include <new>
 
 #include "env.h"
 #include "file.h"
@@ -15,7 +16,13 @@ namespace {
 
 class Addon final : public Napi::Addon<Addon> {
  public:
-  Addon(Napi::Env env, Napi::Object exports) : env_(new Env(env)) {
+  // Null for want of memory.
+  static Addon* Create(Napi::Env env, Napi::Object exports) {
+    std::unique_ptr<Env> state(new (std::nothrow) Env(env));
+    return state ? new (std::nothrow) Addon(exports, std::move(state)) : nullptr;
+  }
+
+  Addon(Napi::Object exports, std::unique_ptr<Env> state) : env_(std::move(state)) {
     // Methods as template arguments: the other form allocates for each, and loses that when a
     // worker is terminated while it loads the addon.
     DefineAddon(exports, {
@@ -33,8 +40,9 @@ class Addon final : public Napi::Addon<Addon> {
                              InstanceMethod<&Addon::Submit>("submit"),
 #ifdef MULTIWRITE_FAULTS
                              InstanceMethod<&Addon::SetFaults>("setFaults"),
+                             InstanceMethod<&Addon::Usage>("usage"),
 #endif
-                             InstanceValue("layout", Layout(env)),
+                             InstanceValue("layout", Layout(exports.Env())),
                          });
   }
 
@@ -57,11 +65,13 @@ class Addon final : public Napi::Addon<Addon> {
     return info[index].IsNumber() ? info[index].As<Napi::Number>().Int32Value() : -1;
   }
 
-  // attach(requests, vectors, results, drained, layoutVersion)
-  void Attach(const Napi::CallbackInfo& info) {
-    const char* problem =
-        env_->Attach(info[0], info[1], info[2], info[3], static_cast<uint32_t>(Int(info, 4)));
+  // attach(requests, vectors, results, drained, layoutVersion) -> 0, or ENOMEM with nothing done
+  Napi::Value Attach(const Napi::CallbackInfo& info) {
+    const char* problem = nullptr;
+    int error = env_->Attach(info[0], info[1], info[2], info[3],
+                             static_cast<uint32_t>(Int(info, 4)), &problem);
     if (problem) Throw(info.Env(), problem);
+    return Napi::Number::New(info.Env(), error);
   }
 
   // startEngine(kind) -> undefined, or { errno, syscall }
@@ -80,56 +90,64 @@ class Addon final : public Napi::Addon<Addon> {
     return failure;
   }
 
+  // What blocks answers undefined if it has been started, and calls `done` when it has ended. What
+  // could not be started answers the errno at once and calls nobody.
+  static Napi::Value Started(Napi::Env env, bool started) {
+    if (started) return env.Undefined();
+    return Napi::Number::New(env, ENOMEM);
+  }
+
   // open(path, flags, engine, done): calls done with geometry and `file`, or { errno, syscall }
-  void Open(const Napi::CallbackInfo& info) {
+  Napi::Value Open(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     int32_t kind = Int(info, 2);
-    if (kind < 0 || kind >= static_cast<int32_t>(kEngineKinds)) {
-      Throw(env, "open: no such engine");
-      return;
-    }
     size_t length = 0;
-    if (napi_get_value_string_utf8(env, info[0], nullptr, 0, &length) != napi_ok) {
-      Throw(env, "open: no path");
-      return;
+    if (kind < 0 || kind >= static_cast<int32_t>(kEngineKinds) ||
+        napi_get_value_string_utf8(env, info[0], nullptr, 0, &length) != napi_ok) {
+      Throw(env, "open: no such engine, or no path");
+      return env.Undefined();
     }
-    char* path = static_cast<char*>(malloc(length + 1));
-    if (!path || napi_get_value_string_utf8(env, info[0], path, length + 1, &length) != napi_ok) {
-      free(path);
-      Throw(env, "open: no memory for the path");
-      return;
+    std::unique_ptr<char[]> path(new (std::nothrow) char[length + 1]);
+    if (!path ||
+        napi_get_value_string_utf8(env, info[0], path.get(), length + 1, &length) != napi_ok) {
+      return Started(env, false);
     }
-    StartJob(env, NewOpenJob(env_.get(), path, Int(info, 1), static_cast<uint32_t>(kind)), info[3]);
+    auto job = NewOpenJob(env_.get(), std::move(path), Int(info, 1), static_cast<uint32_t>(kind));
+    return Started(env, StartJob(env, std::move(job), info[3]));
   }
 
   // geometry(file, done): calls done with the geometry, or with { errno, syscall }
-  void ReadFileGeometry(const Napi::CallbackInfo& info) {
-    StartJob(info.Env(), NewGeometryJob(env_->Descriptor(Int(info, 0))), info[1]);
+  Napi::Value ReadFileGeometry(const Napi::CallbackInfo& info) {
+    auto job = NewGeometryJob(env_->Descriptor(Int(info, 0)));
+    return Started(info.Env(), StartJob(info.Env(), std::move(job), info[1]));
   }
 
   // changeRange(file, op, offset, length, done): calls done with { errno, syscall }
-  void ChangeFileRange(const Napi::CallbackInfo& info) {
+  Napi::Value ChangeFileRange(const Napi::CallbackInfo& info) {
     uint64_t offset = static_cast<uint64_t>(info[2].As<Napi::Number>().Int64Value());
     uint64_t length = static_cast<uint64_t>(info[3].As<Napi::Number>().Int64Value());
     RangeOp op = static_cast<RangeOp>(Int(info, 1));
-    StartJob(info.Env(), NewRangeJob(env_->Descriptor(Int(info, 0)), op, offset, length), info[4]);
+    auto job = NewRangeJob(env_->Descriptor(Int(info, 0)), op, offset, length);
+    return Started(info.Env(), StartJob(info.Env(), std::move(job), info[4]));
   }
 
   // close(file, done): calls done with { errno, syscall }; the id is free at once. Nothing may be
-  // in flight on it.
-  void Close(const Napi::CallbackInfo& info) {
-    StartJob(info.Env(), NewCloseJob(env_->TakeFile(Int(info, 0))), info[1]);
+  // in flight on it. Where no other thread can be had it is closed here and now: then it answers
+  // what came of that, an errno or 0, and calls nobody.
+  Napi::Value Close(const Napi::CallbackInfo& info) {
+    int error = 0;
+    bool started = StartClose(info.Env(), env_->TakeFile(Int(info, 0)), info[1], &error);
+    if (started) return info.Env().Undefined();
+    return Napi::Number::New(info.Env(), error);
   }
 
-  // addRegion(view) -> id. The view must lie on a SharedArrayBuffer, and be referenced until
-  // removeRegion.
+  // addRegion(view) -> id, or -1 for want of memory. The view must lie on a SharedArrayBuffer, and
+  // be referenced until removeRegion.
   Napi::Value AddRegion(const Napi::CallbackInfo& info) {
     uint8_t* base = nullptr;
     size_t length = 0;
-    int32_t id =
-        Uint8Data(info.Env(), info[0], &base, &length) ? env_->AddRegion(base, length) : -1;
-    if (id < 0) Throw(info.Env(), "addRegion: no bytes, or no memory");
-    return Napi::Number::New(info.Env(), id);
+    if (!Uint8Data(info.Env(), info[0], &base, &length)) Throw(info.Env(), "addRegion: no bytes");
+    return Napi::Number::New(info.Env(), env_->AddRegion(base, length));
   }
 
   void RemoveRegion(const Napi::CallbackInfo& info) { env_->RemoveRegion(Int(info, 0)); }
@@ -172,13 +190,37 @@ class Addon final : public Napi::Addon<Addon> {
     double* rules = Float64Data(info.Env(), info[0], &count);
     env_->SetFaults(rules, count);
   }
+
+  // usage() -> what the process has asked for and holds, and what this environment has in use
+  Napi::Value Usage(const Napi::CallbackInfo& info) {
+    Allocations count = CountAllocations();
+    Napi::Object usage = Napi::Object::New(info.Env());
+    usage.Set("asked", static_cast<double>(count.asked));
+    usage.Set("refused", static_cast<double>(count.refused));
+    usage.Set("pieces", static_cast<double>(count.pieces));
+    usage.Set("slots", env_->SlotsInFlight());
+    usage.Set("files", env_->OpenFiles());
+    return usage;
+  }
 #endif
 
   std::unique_ptr<Env> env_;
 };
 
+// Not NODE_API_ADDON: that takes memory for granted. What is thrown here comes out of
+// process.dlopen.
+Napi::Object Load(Napi::Env env, Napi::Object exports) {
+  Addon* addon = Addon::Create(env, exports);
+  if (addon) {
+    env.SetInstanceData(addon);
+  } else {
+    napi_throw_error(env, "ENOMEM", "no memory for the addon");
+  }
+  return exports;
+}
+
 }  // namespace
 
-NODE_API_ADDON(Addon)
+NODE_API_MODULE(multiwrite, Load)
 
 }  // namespace multiwrite

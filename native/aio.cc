@@ -17,6 +17,8 @@
 
 #include <new>
 
+#include "allocation.h"
+
 namespace multiwrite {
 namespace {
 
@@ -48,8 +50,7 @@ std::unique_ptr<Aio> Aio::Create(Slot* slots, uint32_t slot_count, int* error,
   aio->slots_ = slots;
   *error = aio->Setup(slot_count, syscall);
   if (*error != 0) return nullptr;
-  *error = aio->CheckWithSync();
-  *syscall = "io_submit";
+  *error = aio->CheckWithSync(syscall);
   if (*error != 0) return nullptr;
   return aio;
 }
@@ -58,21 +59,24 @@ int Aio::Setup(uint32_t slot_count, const char** name) {
   controls_.reset(new (std::nothrow) AioControl[slot_count]);
   if (!controls_) return ENOMEM;
   *name = "eventfd2";
-  event_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  event_fd_ = Refused(Resource::kDescriptor) ? -1 : eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (event_fd_ < 0) return errno;
   *name = "io_setup";
   // EAGAIN: fs.aio-max-nr is used up; a smaller share may still be left.
   for (capacity_ = kCapacity;; capacity_ /= 2) {
-    if (syscall(SYS_io_setup, capacity_, &context_) == 0) return 0;
+    if (!Refused(Resource::kContext) && syscall(SYS_io_setup, capacity_, &context_) == 0) return 0;
     if ((errno != EAGAIN && errno != ENOMEM) || capacity_ / 2 < kCapacityMin) return errno;
   }
 }
 
 // A context may be granted and its use forbidden, or the kernel may lack fdatasync: one on a file
 // in memory tells.
-int Aio::CheckWithSync() {
+int Aio::CheckWithSync(const char** name) {
+  *name = "memfd_create";
+  if (Refused(Resource::kDescriptor)) return errno;
   int fd = static_cast<int>(syscall(SYS_memfd_create, "multiwrite", 1u));
   if (fd < 0) return errno;
+  *name = "io_submit";
   AioControl control;
   memset(&control, 0, sizeof control);
   control.opcode = kOpFdsync;

@@ -65,7 +65,7 @@ class Aio final : public Engine {
   Aio() = default;
 
   int Setup(uint32_t slot_count, const char** name);
-  int CheckWithSync();
+  int CheckWithSync(const char** syscall);
   void Prepare(Slot* slot);
   uint32_t ReapAvailable(CompletionSink* sink, uint32_t wait_for);
 

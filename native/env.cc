@@ -2,10 +2,15 @@
 #include "env.h"
 
 #include <errno.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <initializer_list>
+#include <new>
+
 #include "aio.h"
+#include "allocation.h"
 #include "threads.h"
 #include "uring.h"
 
@@ -32,6 +37,14 @@ constexpr uint32_t kUsesUntilFixed = 1;  // so that all tests of this build go t
 constexpr uint32_t kUsesUntilFixed = 100;
 #endif
 
+// A libuv handle, whose size only libuv knows; goes by operator delete. Null for want of memory.
+template <typename Handle>
+Handle* NewHandle(int type) {
+  size_t size = uv_handle_size(type);
+  void* place = operator new(size, std::nothrow);
+  return place ? static_cast<Handle*>(memset(place, 0, size)) : nullptr;
+}
+
 }  // namespace
 
 Env::Env(napi_env env) : env_(env) {
@@ -40,53 +53,72 @@ Env::Env(napi_env env) : env_(env) {
 
 Env::~Env() {
   for (uint32_t i = 0; i < slot_count_; i++) {
-    if (slots_[i].vector_capacity > 1) free(slots_[i].vectors);
+    if (slots_[i].vector_capacity > 1 && slots_[i].vectors != reserve_.get())
+      delete[] slots_[i].vectors;
   }
-  for (EnginePort& port : ports_) free(port.poll);
+  for (EnginePort& port : ports_) operator delete(port.poll);
 }
 
-const char* Env::Attach(napi_value requests, napi_value vectors, napi_value results,
-                        napi_value drained, uint32_t version) {
-  if (version != kLayoutVersion)
-    return "the addon and the library speak different layouts; rebuild with: npm run build";
-  if (slots_) return "attached already";
+int Env::Attach(napi_value requests, napi_value vectors, napi_value results, napi_value drained,
+                uint32_t version, const char** problem) {
   size_t request_numbers = 0, vector_numbers = 0, result_numbers = 0;
-  requests_ = Float64Data(env_, requests, &request_numbers);
-  vectors_ = Float64Data(env_, vectors, &vector_numbers);
-  results_ = Float64Data(env_, results, &result_numbers);
-  if (!requests_ || !vectors_ || !results_) return "the tables must be Float64Arrays";
-  request_capacity_ = static_cast<uint32_t>(request_numbers / kRequestStride);
-  vector_capacity_ = static_cast<uint32_t>(vector_numbers / kVectorStride);
-  slot_count_ = static_cast<uint32_t>(result_numbers / kResultStride);
-  if (!request_capacity_ || !vector_capacity_ || !slot_count_)
-    return "the tables must not be empty";
+  double* request_table = Float64Data(env_, requests, &request_numbers);
+  double* vector_table = Float64Data(env_, vectors, &vector_numbers);
+  double* result_table = Float64Data(env_, results, &result_numbers);
+  uint32_t request_capacity = static_cast<uint32_t>(request_numbers / kRequestStride);
+  uint32_t vector_capacity = static_cast<uint32_t>(vector_numbers / kVectorStride);
+  uint32_t slot_count = static_cast<uint32_t>(result_numbers / kResultStride);
+  if (version != kLayoutVersion) {
+    *problem = "the addon and the library speak different layouts; rebuild with: npm run build";
+  } else if (slots_) {
+    *problem = "attached already";
+  } else if (!request_table || !vector_table || !result_table) {
+    *problem = "the tables must be Float64Arrays";
+  } else if (!request_capacity || !vector_capacity || !slot_count) {
+    *problem = "the tables must not be empty";
+  }
+  if (*problem) return EINVAL;
 
-  slots_.reset(new (std::nothrow) Slot[slot_count_]);
-  if (!slots_) {
-    slot_count_ = 0;
-    return "no memory for the in-flight slots";
+  std::unique_ptr<Slot[]> slots(new (std::nothrow) Slot[slot_count]);
+  std::unique_ptr<iovec[]> reserve(new (std::nothrow) iovec[kMaxVectors]);
+  if (!slots || !reserve) return ENOMEM;
+  if (!TakeReferences({requests, vectors, results}, drained)) {
+    ReleaseReferences();
+    return ENOMEM;
   }
-  for (uint32_t i = 0; i < slot_count_; i++) {
-    slots_[i].vectors = &slots_[i].single;
-    slots_[i].vector_capacity = 1;
+  for (uint32_t i = 0; i < slot_count; i++) {
+    slots[i].vectors = &slots[i].single;
+    slots[i].vector_capacity = 1;
   }
-  // The tables live on SharedArrayBuffers, which can be neither detached nor shrunk: their
-  // addresses hold while referenced.
-  napi_value tables[] = {requests, vectors, results};
+  slots_ = std::move(slots);
+  reserve_ = std::move(reserve);
+  requests_ = request_table;
+  vectors_ = vector_table;
+  results_ = result_table;
+  request_capacity_ = request_capacity;
+  vector_capacity_ = vector_capacity;
+  slot_count_ = slot_count;
+  return 0;
+}
+
+// The tables live on SharedArrayBuffers, which can be neither detached nor shrunk: their addresses
+// hold while referenced. The hook comes last, since it looks for all the rest.
+bool Env::TakeReferences(const napi_value (&tables)[3], napi_value drained) {
   for (size_t i = 0; i < 3; i++) {
-    if (napi_create_reference(env_, tables[i], 1, &tables_[i]) != napi_ok)
-      return "no reference to a table";
+    if (Refused(Resource::kObject) ||
+        napi_create_reference(env_, tables[i], 1, &tables_[i]) != napi_ok)
+      return false;
   }
   napi_value name, receiver;
-  if (napi_create_reference(env_, drained, 1, &drained_) != napi_ok ||
-      napi_create_string_utf8(env_, "multiwrite", NAPI_AUTO_LENGTH, &name) != napi_ok ||
-      napi_create_object(env_, &receiver) != napi_ok ||
-      napi_create_reference(env_, receiver, 1, &receiver_) != napi_ok ||
-      napi_async_init(env_, receiver, name, &context_) != napi_ok ||
-      napi_add_async_cleanup_hook(env_, OnTeardown, this, &cleanup_) != napi_ok) {
-    return "the environment is going away";
-  }
-  return nullptr;
+  return !Refused(Resource::kObject) &&
+         napi_create_reference(env_, drained, 1, &drained_) == napi_ok &&
+         napi_create_string_utf8(env_, "multiwrite", NAPI_AUTO_LENGTH, &name) == napi_ok &&
+         napi_create_object(env_, &receiver) == napi_ok && !Refused(Resource::kObject) &&
+         napi_create_reference(env_, receiver, 1, &receiver_) == napi_ok &&
+         !Refused(Resource::kObject) &&
+         napi_async_init(env_, receiver, name, &context_) == napi_ok &&
+         !Refused(Resource::kObject) &&
+         napi_add_async_cleanup_hook(env_, OnTeardown, this, &cleanup_) == napi_ok;
 }
 
 int Env::StartEngine(EngineKind kind, const char** syscall) {
@@ -112,11 +144,12 @@ int Env::StartEngine(EngineKind kind, const char** syscall) {
   *syscall = "uv_poll_init";
   uv_loop_s* loop = nullptr;
   if (napi_get_uv_event_loop(env_, &loop) != napi_ok) return ENOSYS;
-  uv_poll_t* poll = static_cast<uv_poll_t*>(calloc(1, uv_handle_size(kUvPoll)));
+  uv_poll_t* poll = NewHandle<uv_poll_t>(kUvPoll);
   if (!poll) return ENOMEM;
-  error = uv_poll_init(loop, poll, engine->PollFd());
+  // Tries the descriptor in the loop's epoll set, which may be full.
+  error = Refused(Resource::kDescriptor) ? -errno : uv_poll_init(loop, poll, engine->PollFd());
   if (error != 0) {
-    free(poll);
+    operator delete(poll);
     return -error;
   }
   uv_handle_t* handle = reinterpret_cast<uv_handle_t*>(poll);
@@ -164,6 +197,20 @@ int32_t Env::BufferOf(Region* region, EnginePort* port) {
   return region->buffer;
 }
 
+// Makes room for a vector of any length. What a slot got of its own it keeps: no allocation once it
+// has seen a long vector.
+bool Env::LengthenVectors(Slot* slot) {
+  iovec* vectors = new (std::nothrow) iovec[kMaxVectors];
+  if (!vectors) {
+    if (reserve_in_use_) return false;
+    reserve_in_use_ = true;
+    vectors = reserve_.get();
+  }
+  slot->vectors = vectors;
+  slot->vector_capacity = kMaxVectors;
+  return true;
+}
+
 // Copies the vectors of one request out of the shared table, whose contents the next call
 // overwrites. False with error 0: the entry made no sense. False with an errno: the memory is not
 // there (a view was detached), or there is no room.
@@ -171,22 +218,9 @@ bool Env::FillVectors(Slot* slot, uint32_t first, uint32_t count, napi_value vie
   *error = 0;
   if (count > kMaxVectors || first > vector_capacity_ || count > vector_capacity_ - first)
     return false;
-  if (count > slot->vector_capacity) {
-    // Grown to the most that can ever be asked for, and kept: no allocation once a slot has seen a
-    // long vector.
-    iovec* vectors = static_cast<iovec*>(malloc(sizeof(iovec) * kMaxVectors));
-#ifdef MULTIWRITE_FAULTS
-    if (vectors && faults_.FailAllocation()) {
-      free(vectors);
-      vectors = nullptr;
-    }
-#endif
-    if (!vectors) {
-      *error = EAGAIN;
-      return false;
-    }
-    slot->vectors = vectors;
-    slot->vector_capacity = kMaxVectors;
+  if (count > slot->vector_capacity && !LengthenVectors(slot)) {
+    *error = EAGAIN;  // until the one that has the reserve is done
+    return false;
   }
   slot->buffer = -1;
   for (uint32_t i = 0; i < count; i++) {
@@ -296,6 +330,11 @@ void Env::Complete(Slot* slot, int64_t result) {
 void Env::Report(Slot* slot, int64_t result) {
   slot->in_flight = false;
   slot->port->in_flight--;
+  if (slot->vectors == reserve_.get()) {
+    slot->vectors = &slot->single;
+    slot->vector_capacity = 1;
+    reserve_in_use_ = false;
+  }
   double* entry = &results_[result_count_++ * kResultStride];
   entry[kResultSlot] = static_cast<double>(slot - slots_.get());
   entry[kResultValue] = static_cast<double>(result);
@@ -315,12 +354,12 @@ void Env::SetBusyPoll(uint32_t microseconds) {
   uv_loop_s* loop = nullptr;
   if (microseconds == 0 || prepare_ || closing_ || napi_get_uv_event_loop(env_, &loop) != napi_ok)
     return;
-  uv_prepare_t* prepare = static_cast<uv_prepare_t*>(calloc(1, uv_handle_size(kUvPrepare)));
-  uv_idle_t* idle = static_cast<uv_idle_t*>(calloc(1, uv_handle_size(kUvIdle)));
+  uv_prepare_t* prepare = NewHandle<uv_prepare_t>(kUvPrepare);
+  uv_idle_t* idle = NewHandle<uv_idle_t>(kUvIdle);
   if (!prepare || !idle) {
     // Polling is a favour, not a promise.
-    free(prepare);
-    free(idle);
+    operator delete(prepare);
+    operator delete(idle);
     return;
   }
   uv_prepare_init(loop, prepare);
@@ -465,15 +504,17 @@ void Env::Teardown() {
 // Node frees neither references nor the async context with the environment that they belong to:
 // without this, each worker that comes and goes would leave them behind.
 void Env::ReleaseReferences() {
-  for (napi_ref table : tables_) napi_delete_reference(env_, table);
-  napi_delete_reference(env_, drained_);
-  napi_delete_reference(env_, receiver_);
-  napi_async_destroy(env_, context_);
+  for (napi_ref* reference : {&tables_[0], &tables_[1], &tables_[2], &drained_, &receiver_}) {
+    if (*reference) napi_delete_reference(env_, *reference);
+    *reference = nullptr;
+  }
+  if (context_) napi_async_destroy(env_, context_);
+  context_ = nullptr;
 }
 
 void Env::OnPollerClosed(uv_handle_t* handle) {
   Env* env = static_cast<Env*>(uv_handle_get_data(handle));
-  free(handle);
+  operator delete(handle);
   if (--env->polls_closing_ == 0) napi_remove_async_cleanup_hook(env->cleanup_);
 }
 
@@ -487,12 +528,26 @@ void Env::OnPollClosed(uv_handle_t* handle) {
 #ifdef MULTIWRITE_FAULTS
 
 void Env::SetFaults(const double* rules, size_t count) {
-  faults_.Set(rules, count);
+  faults_.Set(nullptr, 0);
   uv_loop_s* loop = nullptr;
-  if (hold_timer_ || napi_get_uv_event_loop(env_, &loop) != napi_ok) return;
-  hold_timer_ = static_cast<uv_timer_t*>(calloc(1, uv_handle_size(kUvTimer)));
-  uv_timer_init(loop, hold_timer_);
-  uv_handle_set_data(reinterpret_cast<uv_handle_t*>(hold_timer_), this);
+  if (!hold_timer_ && napi_get_uv_event_loop(env_, &loop) == napi_ok) {
+    hold_timer_ = NewHandle<uv_timer_t>(kUvTimer);
+    uv_timer_init(loop, hold_timer_);
+    uv_handle_set_data(reinterpret_cast<uv_handle_t*>(hold_timer_), this);
+  }
+  faults_.Set(rules, count);
+}
+
+uint32_t Env::SlotsInFlight() const {
+  uint32_t count = 0;
+  for (uint32_t i = 0; i < slot_count_; i++) count += slots_[i].in_flight ? 1 : 0;
+  return count;
+}
+
+uint32_t Env::OpenFiles() const {
+  uint32_t count = 0;
+  for (int32_t id = 0; id < files_.size(); id++) count += Descriptor(id) >= 0 ? 1 : 0;
+  return count;
 }
 
 // Reports what is held, unless another result of the same slot stands in the table: none can, a
@@ -516,7 +571,7 @@ void Env::OnHoldEnded(uv_timer_t* timer) {
 
 void Env::OnTimerClosed(uv_handle_t* handle) {
   Env* env = static_cast<Env*>(uv_handle_get_data(handle));
-  free(handle);
+  operator delete(handle);
   env->hold_timer_ = nullptr;
   if (--env->polls_closing_ == 0) napi_remove_async_cleanup_hook(env->cleanup_);
 }

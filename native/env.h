@@ -38,10 +38,10 @@ class Env final : private CompletionSink {
   Env(const Env&) = delete;
   Env& operator=(const Env&) = delete;
 
-  // Takes over the shared tables and the function to call after each drain. Returns an error
-  // message, or null.
-  const char* Attach(napi_value requests, napi_value vectors, napi_value results,
-                     napi_value drained, uint32_t version);
+  // Takes over the shared tables and the function to call after each drain. Returns 0, or ENOMEM
+  // with nothing taken; `problem` is set where the arguments make no sense.
+  int Attach(napi_value requests, napi_value vectors, napi_value results, napi_value drained,
+             uint32_t version, const char** problem);
 
   // Makes the engine if it is not there. Returns 0, or the errno of `syscall`.
   int StartEngine(EngineKind kind, const char** syscall);
@@ -66,6 +66,8 @@ class Env final : private CompletionSink {
 #ifdef MULTIWRITE_FAULTS
   // Replaces the rules of the fault shim.
   void SetFaults(const double* rules, size_t count);
+  uint32_t SlotsInFlight() const;
+  uint32_t OpenFiles() const;
 #endif
 
  private:
@@ -91,12 +93,14 @@ class Env final : private CompletionSink {
   void Report(Slot* slot, int64_t result);
   void Deliver(EnginePort* port);
   void CallDrained();
+  bool LengthenVectors(Slot* slot);
   int32_t BufferOf(Region* region, EnginePort* port);
   bool FillVectors(Slot* slot, uint32_t first, uint32_t count, napi_value views, int* error);
   void UpdateKeepAlive(EnginePort* port);
   void BusyPoll();
   bool PollOnce();
   void Teardown();
+  bool TakeReferences(const napi_value (&tables)[3], napi_value drained);
   void ReleaseReferences();
 
   napi_env env_;
@@ -118,6 +122,10 @@ class Env final : private CompletionSink {
   uint32_t result_count_ = 0;
 
   std::unique_ptr<Slot[]> slots_;
+  // For a slot whose vector is long while there is no memory for one of its own: with one at a time
+  // all of them get done.
+  std::unique_ptr<iovec[]> reserve_;
+  bool reserve_in_use_ = false;
   EnginePort ports_[kEngineKinds];
   uv_prepare_t* prepare_ = nullptr;  // made when polling is first asked for, both
   uv_idle_t* idle_ = nullptr;

@@ -3,26 +3,58 @@
 
 #ifdef MULTIWRITE_FAULTS
 
-namespace multiwrite {
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
 
-void Faults::Set(const double* rules, size_t count) {
-  rule_count_ = 0;
-  for (size_t i = 0; i + kFaultStride <= count && rule_count_ < kRulesMax; i += kFaultStride) {
-    rules_[rule_count_++] = Rule{
-        static_cast<uint32_t>(rules[i + kFaultOps]),
-        static_cast<uint64_t>(rules[i + kFaultFirst]),
-        static_cast<uint64_t>(rules[i + kFaultCount]),
-        static_cast<FaultAction>(static_cast<uint32_t>(rules[i + kFaultAction])),
-        static_cast<int64_t>(rules[i + kFaultValue]),
-        0,
-    };
-  }
+#include <new>
+
+#include "allocation.h"
+
+namespace multiwrite {
+namespace {
+
+// Of the process: any thread may ask for something.
+pthread_mutex_t resource_lock = PTHREAD_MUTEX_INITIALIZER;
+FaultRules resource_rules;
+Allocations allocations;
+
+constexpr int kErrors[kResources] = {ENOMEM, EMFILE, ENOMEM, EAGAIN, EAGAIN, 0};
+
+void CountPieces(int change) {
+  pthread_mutex_lock(&resource_lock);
+  allocations.pieces += change;
+  pthread_mutex_unlock(&resource_lock);
 }
 
-const Faults::Rule* Faults::Match(uint32_t op) {
-  const Rule* found = nullptr;
-  for (uint32_t i = 0; i < rule_count_; i++) {
-    Rule* rule = &rules_[i];
+}  // namespace
+
+bool Refused(Resource resource) {
+  uint32_t which = static_cast<uint32_t>(resource);
+  pthread_mutex_lock(&resource_lock);
+  allocations.asked++;
+  bool refused = resource_rules.Match(kFaultResource + which) != nullptr;
+  if (refused) allocations.refused++;
+  pthread_mutex_unlock(&resource_lock);
+  if (refused) errno = kErrors[which];
+  return refused;
+}
+
+Allocations CountAllocations() {
+  pthread_mutex_lock(&resource_lock);
+  Allocations count = allocations;
+  pthread_mutex_unlock(&resource_lock);
+  return count;
+}
+
+void FaultRules::Add(const FaultRule& rule) {
+  if (count_ < kMax) rules_[count_++] = rule;
+}
+
+const FaultRule* FaultRules::Match(uint32_t op) {
+  const FaultRule* found = nullptr;
+  for (uint32_t i = 0; i < count_; i++) {
+    FaultRule* rule = &rules_[i];
     if (!(rule->ops & (1u << op))) continue;
     uint64_t seen = rule->seen++;
     if (!found && seen >= rule->first && seen - rule->first < rule->count) found = rule;
@@ -30,8 +62,27 @@ const Faults::Rule* Faults::Match(uint32_t op) {
   return found;
 }
 
+void Faults::Set(const double* rules, size_t count) {
+  pthread_mutex_lock(&resource_lock);
+  rules_.Clear();
+  resource_rules.Clear();
+  for (size_t i = 0; i + kFaultStride <= count; i += kFaultStride) {
+    FaultRule rule = {
+        static_cast<uint32_t>(rules[i + kFaultOps]),
+        static_cast<uint64_t>(rules[i + kFaultFirst]),
+        static_cast<uint64_t>(rules[i + kFaultCount]),
+        static_cast<FaultAction>(static_cast<uint32_t>(rules[i + kFaultAction])),
+        static_cast<int64_t>(rules[i + kFaultValue]),
+        0,
+    };
+    bool operations = (rule.ops & ((1u << kFaultResource) - 1)) != 0;
+    (operations ? rules_ : resource_rules).Add(rule);
+  }
+  pthread_mutex_unlock(&resource_lock);
+}
+
 bool Faults::Intercept(Slot* slot, int64_t* result) {
-  const Rule* rule = Match(static_cast<uint32_t>(slot->op));
+  const FaultRule* rule = rules_.Match(static_cast<uint32_t>(slot->op));
   if (!rule) return false;
   switch (rule->action) {
     case FaultAction::kReplace:
@@ -51,11 +102,6 @@ bool Faults::Intercept(Slot* slot, int64_t* result) {
   return false;
 }
 
-bool Faults::FailAllocation() {
-  const Rule* rule = Match(kFaultOpAllocation);
-  return rule && rule->action == FaultAction::kReplace;
-}
-
 const Faults::Held* Faults::TakeHeld(uint32_t* count) {
   *count = held_count_;
   if (reverse_) {
@@ -71,5 +117,26 @@ const Faults::Held* Faults::TakeHeld(uint32_t* count) {
 }
 
 }  // namespace multiwrite
+
+// The addon's own, since nothing outside binds to them: they ask, and count.
+void* operator new(size_t size, const std::nothrow_t&) noexcept {
+  if (multiwrite::Refused(multiwrite::Resource::kMemory)) return nullptr;
+  void* place = malloc(size ? size : 1);
+  if (place) multiwrite::CountPieces(1);
+  return place;
+}
+void* operator new[](size_t size, const std::nothrow_t& tag) noexcept {
+  return operator new(size, tag);
+}
+// Nobody in the addon may use these: such memory can't be refused.
+void* operator new(size_t) { abort(); }
+void* operator new[](size_t) { abort(); }
+void operator delete(void* place) noexcept {
+  if (place) multiwrite::CountPieces(-1);
+  free(place);
+}
+void operator delete[](void* place) noexcept { operator delete(place); }
+void operator delete(void* place, size_t) noexcept { operator delete(place); }
+void operator delete[](void* place, size_t) noexcept { operator delete(place); }
 
 #endif

@@ -3,8 +3,11 @@
 //
 // A rule counts the results that it matches, by operation, and acts on a span of them: it replaces
 // or shortens a result (the I/O itself was done), holds it back for a while, or holds several and
-// reports them in reverse. Allocation of vectors is counted as an operation of its own, which only
-// "replace" makes fail.
+// reports them in reverse.
+//
+// What is asked of the system (allocation.h) is counted in the same way, and refused; but for the
+// whole process, since a worker may be refused before it could set a rule, and since memory is the
+// process's. So these are the only statics of the addon, and no other build has them.
 #pragma once
 
 #ifdef MULTIWRITE_FAULTS
@@ -20,7 +23,7 @@ enum class FaultAction : uint32_t { kReplace = 1, kShorten = 2, kHold = 3, kReve
 
 // Fields of a rule in the array that JavaScript passes.
 enum FaultField : size_t {
-  kFaultOps,     // bit per Op; bit 8: allocation
+  kFaultOps,     // bit per Op; from bit 8 on, one per Resource
   kFaultFirst,   // how many matches to let pass
   kFaultCount,   // how many to act on
   kFaultAction,  // FaultAction
@@ -28,11 +31,42 @@ enum FaultField : size_t {
   kFaultStride,
 };
 
-constexpr uint32_t kFaultOpAllocation = 8;
+constexpr uint32_t kFaultResource = 8;
+
+// What the process has asked for since it started. Memory is counted in pieces.
+struct Allocations {
+  uint64_t asked;
+  uint64_t refused;
+  int64_t pieces;  // taken and not given back
+};
+Allocations CountAllocations();
+
+struct FaultRule {
+  uint32_t ops;
+  uint64_t first;
+  uint64_t count;
+  FaultAction action;
+  int64_t value;
+  uint64_t seen;
+};
+
+// Some rules, each with its count.
+class FaultRules {
+ public:
+  void Clear() { count_ = 0; }
+  void Add(const FaultRule& rule);
+  // Counts `op` in all rules that concern it; the first one whose turn it is, or null.
+  const FaultRule* Match(uint32_t op);
+
+ private:
+  static constexpr uint32_t kMax = 8;
+
+  FaultRule rules_[kMax];
+  uint32_t count_ = 0;
+};
 
 class Faults {
  public:
-  static constexpr uint32_t kRulesMax = 8;
   static constexpr uint32_t kHeldMax = 1024;
   // Milliseconds after which what is held is reported at the latest.
   static constexpr uint64_t kHoldMs = 3;
@@ -42,11 +76,11 @@ class Faults {
     int64_t result;
   };
 
+  // Rules for resources replace those of the whole process.
   void Set(const double* rules, size_t count);
 
   // May change the result. True if it is held back: then it is in `held()`.
   bool Intercept(Slot* slot, int64_t* result);
-  bool FailAllocation();
 
   // Whether a group that is to be reversed is complete.
   bool due() const { return due_; }
@@ -55,19 +89,7 @@ class Faults {
   const Held* TakeHeld(uint32_t* count);
 
  private:
-  struct Rule {
-    uint32_t ops;
-    uint64_t first;
-    uint64_t count;
-    FaultAction action;
-    int64_t value;
-    uint64_t seen;
-  };
-
-  const Rule* Match(uint32_t op);
-
-  Rule rules_[kRulesMax];
-  uint32_t rule_count_ = 0;
+  FaultRules rules_;
   Held held_[kHeldMax];
   uint32_t held_count_ = 0;
   bool reverse_ = false;

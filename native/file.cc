@@ -11,10 +11,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <memory>
 #include <new>
 
+#include "allocation.h"
 #include "env.h"
 
 namespace multiwrite {
@@ -57,7 +57,7 @@ void SetFlag(napi_env env, napi_value object, const char* name, bool flag) {
 
 napi_value FailureObject(napi_env env, int error, const char* syscall) {
   napi_value object, name;
-  if (napi_create_object(env, &object) != napi_ok) return nullptr;
+  if (Refused(Resource::kObject) || napi_create_object(env, &object) != napi_ok) return nullptr;
   SetNumber(env, object, "errno", error);
   if (napi_create_string_utf8(env, syscall, NAPI_AUTO_LENGTH, &name) == napi_ok) {
     napi_set_named_property(env, object, "syscall", name);
@@ -67,7 +67,7 @@ napi_value FailureObject(napi_env env, int error, const char* syscall) {
 
 napi_value GeometryObject(napi_env env, const Geometry& geometry) {
   napi_value object;
-  if (napi_create_object(env, &object) != napi_ok) return nullptr;
+  if (Refused(Resource::kObject) || napi_create_object(env, &object) != napi_ok) return nullptr;
   SetFlag(env, object, "blockDevice", geometry.block_device);
   SetFlag(env, object, "regularFile", geometry.regular_file);
   SetFlag(env, object, "deviceReadOnly", geometry.device_read_only);
@@ -86,18 +86,17 @@ napi_value GeometryObject(napi_env env, const Geometry& geometry) {
 
 class OpenJob final : public Job {
  public:
-  OpenJob(Env* owner, char* path, int32_t flags, uint32_t engine)
-      : owner_(owner), path_(path), flags_(flags), engine_(engine) {}
+  OpenJob(Env* owner, std::unique_ptr<char[]> path, int32_t flags, uint32_t engine)
+      : owner_(owner), path_(std::move(path)), flags_(flags), engine_(engine) {}
 
   ~OpenJob() override {
-    free(path_);
     if (fd_ >= 0) close(fd_);
   }
 
   void Execute() override {
     syscall_ = "open";
     do {
-      fd_ = open(path_, flags_ | O_CLOEXEC | O_NOCTTY);
+      fd_ = Refused(Resource::kDescriptor) ? -1 : open(path_.get(), flags_ | O_CLOEXEC | O_NOCTTY);
     } while (fd_ < 0 && errno == EINTR);
     if (fd_ < 0) {
       error_ = errno;
@@ -108,21 +107,19 @@ class OpenJob final : public Job {
 
   napi_value Result(napi_env env) override {
     if (error_ != 0) return FailureObject(env, error_, syscall_);
+    napi_value object = GeometryObject(env, geometry_);
+    if (!object) return nullptr;
     int32_t id = owner_->AddFile(fd_, static_cast<EngineKind>(engine_));
     if (id < 0) return FailureObject(env, ENOMEM, "open");
-    int fd = fd_;
+    SetNumber(env, object, "file", id);
+    SetNumber(env, object, "descriptor", fd_);
     fd_ = -1;  // the environment's now
-    napi_value object = GeometryObject(env, geometry_);
-    if (object) {
-      SetNumber(env, object, "file", id);
-      SetNumber(env, object, "descriptor", fd);
-    }
     return object;
   }
 
  private:
   Env* owner_;
-  char* path_;
+  std::unique_ptr<char[]> path_;
   int32_t flags_;
   uint32_t engine_;
   int fd_ = -1;
@@ -134,14 +131,19 @@ class OpenJob final : public Job {
 class CloseJob final : public Job {
  public:
   explicit CloseJob(int fd) : fd_(fd) {}
+  // Where it was started and never run: the environment is going away.
   ~CloseJob() override { Execute(); }
 
   void Execute() override {
-    if (fd_ < 0) return;
-    // Never retried: Linux releases the descriptor even when it answers EINTR.
-    if (close(fd_) != 0) error_ = errno;
+    if (fd_ >= 0) error_ = Close(fd_);
     fd_ = -1;
   }
+
+  // Leaves the descriptor to somebody else.
+  void Forget() { fd_ = -1; }
+
+  // Never retried: Linux releases the descriptor even when it answers EINTR.
+  static int Close(int fd) { return close(fd) == 0 ? 0 : errno; }
 
   napi_value Result(napi_env env) override { return FailureObject(env, error_, "close"); }
 
@@ -185,7 +187,18 @@ class RangeJob final : public Job {
   const char* syscall_ = "fallocate";
 };
 
+// A job on its way, with what Node needs for it.
 struct Running {
+  explicit Running(napi_env environment) : env(environment) {}
+  ~Running() {
+    if (work) napi_delete_async_work(env, work);
+    if (done) napi_delete_reference(env, done);
+  }
+
+  // False if Node refuses; the job is not run then.
+  bool Start(napi_value callback);
+
+  napi_env env;
   std::unique_ptr<Job> job;
   napi_async_work work = nullptr;
   napi_ref done = nullptr;
@@ -195,19 +208,43 @@ void ExecuteJob(napi_env, void* data) { static_cast<Running*>(data)->job->Execut
 
 void FinishJob(napi_env env, napi_status status, void* data) {
   std::unique_ptr<Running> running(static_cast<Running*>(data));
-  napi_delete_async_work(env, running->work);
-  napi_value done = nullptr;
-  napi_get_reference_value(env, running->done, &done);
-  napi_delete_reference(env, running->done);
   if (status != napi_ok) return;  // the environment is going away; the job's destructor tidies up
   napi_value result = running->job->Result(env);
-  napi_value receiver;
+  napi_value done, receiver;
   if ((!result && napi_get_undefined(env, &result) != napi_ok) ||
-      napi_get_undefined(env, &receiver) != napi_ok) {
+      napi_get_undefined(env, &receiver) != napi_ok ||
+      napi_get_reference_value(env, running->done, &done) != napi_ok) {
     return;
   }
+  // The callback may start the next job: what this one took is given back before.
+  running.reset();
   // A worker that is being terminated runs no JavaScript any more: then there is nobody to tell.
   napi_call_function(env, receiver, done, 1, &result, nullptr);
+}
+
+// Node's own pool of threads has been started by then, or its start ended the process.
+bool Running::Start(napi_value callback) {
+  napi_value name;
+  return !Refused(Resource::kObject) &&
+         napi_create_string_utf8(env, "multiwrite", NAPI_AUTO_LENGTH, &name) == napi_ok &&
+         napi_create_reference(env, callback, 1, &done) == napi_ok && !Refused(Resource::kObject) &&
+         napi_create_async_work(env, nullptr, name, ExecuteJob, FinishJob, this, &work) ==
+             napi_ok &&
+         !Refused(Resource::kThread) && napi_queue_async_work(env, work) == napi_ok;
+}
+
+// Takes the job only if it starts.
+bool Start(napi_env env, std::unique_ptr<Job>* job, napi_value done) {
+  if (!*job) return false;
+  std::unique_ptr<Running> running(new (std::nothrow) Running(env));
+  if (!running) return false;
+  running->job = std::move(*job);  // before: it may run, and even end, inside Start
+  if (running->Start(done)) {
+    static_cast<void>(running.release());  // FinishJob's now
+    return true;
+  }
+  *job = std::move(running->job);
+  return false;
 }
 
 }  // namespace
@@ -268,37 +305,31 @@ int ChangeRange(int fd, RangeOp op, uint64_t offset, uint64_t length, const char
   return fallocate(fd, mode | FALLOC_FL_KEEP_SIZE, start, bytes) == 0 ? 0 : errno;
 }
 
-void StartJob(napi_env env, Job* job, napi_value done) {
-  std::unique_ptr<Job> owned(job);  // first, so that it goes even where there is no room for more
-  std::unique_ptr<Running> running(new (std::nothrow) Running{std::move(owned)});
-  napi_value name;
-  bool started = running && job &&
-                 napi_create_string_utf8(env, "multiwrite", NAPI_AUTO_LENGTH, &name) == napi_ok &&
-                 napi_create_reference(env, done, 1, &running->done) == napi_ok &&
-                 napi_create_async_work(env, nullptr, name, ExecuteJob, FinishJob, running.get(),
-                                        &running->work) == napi_ok &&
-                 napi_queue_async_work(env, running->work) == napi_ok;
-  if (started) {
-    running.release();
-    return;
-  }
-  if (running && running->work) napi_delete_async_work(env, running->work);
-  if (running && running->done) napi_delete_reference(env, running->done);
-  napi_throw_error(env, nullptr, "multiwrite: a blocking call could not be started");
+bool StartJob(napi_env env, std::unique_ptr<Job> job, napi_value done) {
+  return Start(env, &job, done);
 }
 
-Job* NewOpenJob(Env* owner, char* path, int32_t flags, uint32_t engine) {
-  Job* job = new (std::nothrow) OpenJob(owner, path, flags, engine);
-  if (!job) free(path);
-  return job;
+bool StartClose(napi_env env, int fd, napi_value done, int* error) {
+  CloseJob* close = new (std::nothrow) CloseJob(fd);
+  std::unique_ptr<Job> job(close);
+  if (Start(env, &job, done)) return true;
+  if (close) close->Forget();
+  // It may block the thread for a moment, which is better than to leave it open.
+  *error = CloseJob::Close(fd);
+  return false;
 }
 
-Job* NewCloseJob(int fd) { return new (std::nothrow) CloseJob(fd); }
-
-Job* NewRangeJob(int fd, RangeOp op, uint64_t offset, uint64_t length) {
-  return new (std::nothrow) RangeJob(fd, op, offset, length);
+std::unique_ptr<Job> NewOpenJob(Env* owner, std::unique_ptr<char[]> path, int32_t flags,
+                                uint32_t engine) {
+  return std::unique_ptr<Job>(new (std::nothrow) OpenJob(owner, std::move(path), flags, engine));
 }
 
-Job* NewGeometryJob(int fd) { return new (std::nothrow) GeometryJob(fd); }
+std::unique_ptr<Job> NewRangeJob(int fd, RangeOp op, uint64_t offset, uint64_t length) {
+  return std::unique_ptr<Job>(new (std::nothrow) RangeJob(fd, op, offset, length));
+}
+
+std::unique_ptr<Job> NewGeometryJob(int fd) {
+  return std::unique_ptr<Job>(new (std::nothrow) GeometryJob(fd));
+}
 
 }  // namespace multiwrite

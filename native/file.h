@@ -5,6 +5,7 @@
 #include <node_api.h>
 
 #include <cstdint>
+#include <memory>
 
 namespace multiwrite {
 
@@ -48,16 +49,22 @@ enum class RangeOp : uint32_t {
 // 0, or the errno of the call named in `syscall`.
 int ChangeRange(int fd, RangeOp op, uint64_t offset, uint64_t length, const char** syscall);
 
-// Starts the job and takes ownership of it; `done` is called with its result, or with undefined for
-// want of memory for one. Leaves an exception pending on failure. A function and no promise: the
-// handle of a promise that is never settled, since its worker was terminated, can't be freed.
-void StartJob(napi_env env, Job* job, napi_value done);
+// Starts a job; `done` is called with its result, or with undefined for want of memory for one.
+// False where it can't be started, or is null: then it is gone, and nobody will be called. A
+// function and no promise: the handle of a promise that is never settled, since its worker was
+// terminated, can't be freed.
+bool StartJob(napi_env env, std::unique_ptr<Job> job, napi_value done);
 
 class Env;
 
-Job* NewOpenJob(Env* owner, char* path, int32_t flags, uint32_t engine);
-Job* NewCloseJob(int fd);
-Job* NewGeometryJob(int fd);
-Job* NewRangeJob(int fd, RangeOp op, uint64_t offset, uint64_t length);
+// All of them: null for want of memory.
+std::unique_ptr<Job> NewOpenJob(Env* owner, std::unique_ptr<char[]> path, int32_t flags,
+                                uint32_t engine);
+std::unique_ptr<Job> NewGeometryJob(int fd);
+std::unique_ptr<Job> NewRangeJob(int fd, RangeOp op, uint64_t offset, uint64_t length);
+
+// Closes a descriptor as a job. False where that can't be started: then it is closed already, and
+// `error` is what came of it.
+bool StartClose(napi_env env, int fd, napi_value done, int* error);
 
 }  // namespace multiwrite

@@ -17,6 +17,8 @@
 
 #include <new>
 
+#include "allocation.h"
+
 namespace multiwrite {
 namespace {
 
@@ -73,7 +75,7 @@ std::unique_ptr<Threads> Threads::Create(Slot*, uint32_t, int* error, const char
   *error = ENOMEM;
   *syscall = "pthread_create";
   if (!pool) return nullptr;
-  pool->event_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  pool->event_fd_ = Refused(Resource::kDescriptor) ? -1 : eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (pool->event_fd_ < 0) {
     *error = errno;
     *syscall = "eventfd2";
@@ -90,6 +92,7 @@ Threads::~Threads() {
 }
 
 int Threads::StartThread() {
+  if (Refused(Resource::kThread)) return errno;
   // Signals are the main thread's: a handler must not run on ours.
   sigset_t all, before;
   sigfillset(&all);

@@ -20,6 +20,8 @@
 #include <initializer_list>
 #include <new>
 
+#include "allocation.h"
+
 namespace multiwrite {
 namespace {
 
@@ -41,6 +43,12 @@ T LoadAcquire(const T* place) {
 template <typename T>
 void StoreRelease(T* place, T value) {
   __atomic_store_n(place, value, __ATOMIC_RELEASE);
+}
+
+void* MapRing(int fd, size_t bytes, uint64_t offset) {
+  if (Refused(Resource::kMapping)) return MAP_FAILED;
+  return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd,
+              static_cast<off_t>(offset));
 }
 
 }  // namespace
@@ -95,7 +103,8 @@ int Uring::Setup(uint32_t entries, uint32_t cq_entries) {
     memset(&params, 0, sizeof params);
     params.flags = flags;
     params.cq_entries = cq_entries;
-    fd = static_cast<int>(syscall(kSysSetup, entries, &params));
+    fd = Refused(Resource::kDescriptor) ? -1
+                                        : static_cast<int>(syscall(kSysSetup, entries, &params));
     if (fd >= 0 || errno != EINVAL) break;
   }
   if (fd < 0) return errno;
@@ -117,13 +126,11 @@ int Uring::Map(const Params& params) {
   size_t sq_bytes = params.sq_off.array + params.sq_entries * sizeof(uint32_t);
   size_t cq_bytes = params.cq_off.cqes + params.cq_entries * sizeof(Cqe);
   ring_bytes_ = sq_bytes > cq_bytes ? sq_bytes : cq_bytes;
-  void* ring = mmap(nullptr, ring_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd_,
-                    static_cast<off_t>(kOffSqRing));
+  void* ring = MapRing(fd_, ring_bytes_, kOffSqRing);
   if (ring == MAP_FAILED) return errno;
   ring_ = static_cast<uint8_t*>(ring);
   sqes_bytes_ = params.sq_entries * sizeof(Sqe);
-  void* sqes = mmap(nullptr, sqes_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd_,
-                    static_cast<off_t>(kOffSqes));
+  void* sqes = MapRing(fd_, sqes_bytes_, kOffSqes);
   if (sqes == MAP_FAILED) {
     int error = errno;
     munmap(ring_, ring_bytes_);

@@ -7,6 +7,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "allocation.h"
 #include "uring_abi.h"
 
 namespace multiwrite {
@@ -33,12 +34,14 @@ bool UringBuffers::Open(int fd) {
   memset(&table, 0, sizeof table);
   table.count = kBuffers;
   table.flags = kRegisterSparse;
+  if (Refused(Resource::kMapping)) return false;
   if (syscall(kSysRegister, fd, kRegisterBuffers2, &table, sizeof table) < 0) return false;
   bytes_max_ = limit[0] / 4 < kBytesMax ? static_cast<size_t>(limit[0] / 4) : kBytesMax;
   return true;
 }
 
 bool UringBuffers::Update(int fd, uint32_t buffer, uint8_t* base, size_t length) {
+  if (Refused(Resource::kMapping)) return false;
   iovec memory = {base, length};
   ResourceUpdate update;
   memset(&update, 0, sizeof update);

@@ -1,5 +1,5 @@
-// The first answer that goes wrong, the second, the third, until there is none left that could: for each kind of operation, for
-// memory, and with a ring too small for what is asked of it. Each run is the whole scenario of test/faults/scenario.ts, which
+// The first answer that goes wrong, the second, the third, until there is none left that could: for each kind of operation,
+// and with a ring too small for what is asked of it. What is refused instead of answered is in faults-allocation.test.ts. Each run is the whole scenario of test/faults/scenario.ts, which
 // judges itself; all runs of a test share a process, which must then end by itself.
 
 import { constants } from 'node:os'
@@ -96,7 +96,7 @@ function suite(target: Target, engine: EngineName, unit: number): void {
     const beyond: number[] = []
     for (const fault of faults) {
       // A block that is written in part is read first, at its start and at its end.
-      const last = { write, read: read + 2 * rmw, fdatasync: flush, allocation: 0 }[fault.on as 'write'] + 3
+      const last = { write, read: read + 2 * rmw, fdatasync: flush }[fault.on as 'write'] + 3
       const step = fault.on === 'fdatasync' ? 1 : every
       for (let after = 0; after <= last; after += step) runs.push([{ ...fault, after }])
       beyond.push(runs.length - 1)
@@ -171,23 +171,6 @@ function suite(target: Target, engine: EngineName, unit: number): void {
   test('the Nth answer is held back: nobody minds', async () => {
     for (const outcome of await sweep(each({ does: 'hold' }))) expect(outcome).toMatchObject(clean)
   })
-
-  // What is copied is one piece and needs no vector.
-  if (!target.direct || unit === 4096) {
-    test('there is no memory for the Nth long vector: it is tried again, and nobody hears of it', async () => {
-      // A process of its own for each: what was once allocated is kept.
-      const numbers = long ? [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] : [0, 2]
-      for (const after of numbers) {
-        for (const times of [1, 20]) {
-          const rules: Rule[] = [{ on: 'allocation', does: 'replace', after, times }]
-          const [first, second] = await outcomes(target, engine, unit, [rules, []])
-          expect(first, `allocation ${after}, ${times} times`).toMatchObject(clean)
-          if (after === 0) expect(first?.submissions.resubmitted).toBeGreaterThan(0)
-          expect(second).toMatchObject(clean)
-        }
-      }
-    })
-  }
 
   test.each([1, 2, 3])('everything passes through a queue of depth %i', async (queueDepth) => {
     for (const outcome of await outcomes(target, engine, unit, [[], [], []], { options: { queueDepth } })) {

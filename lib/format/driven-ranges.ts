@@ -57,8 +57,11 @@ export class DrivenRanges implements RangeOperations {
   }
 
   async #writeZeros(start: number, end: number): Promise<void> {
+    const { path } = this.#context
     for (let place = start; place < end; place += ZEROS_AT_ONCE) {
-      const error = await this.#context.dispatch.writeInside(zerosWork(place, Math.min(end, place + ZEROS_AT_ONCE)))
+      const error = await this.#context.dispatch.writeInside(
+        zerosWork(place, Math.min(end, place + ZEROS_AT_ONCE), path),
+      )
       if (error !== null) throw error
     }
   }

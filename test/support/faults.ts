@@ -1,5 +1,5 @@
-// The fault shim of the test build: rules that replace, shorten, hold back or reverse what the kernel answered (see
-// native/faults.h). Importing this makes the process load the test build, so it must come before the first `open`.
+// The fault shim of the test build: rules that replace, shorten, hold back or reverse what the kernel answered, and that refuse
+// what the addon asks of the system (see native/faults.h). Importing this makes the process load the test build, so it must come before the first `open`.
 
 import { existsSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -13,7 +13,19 @@ process.env.MULTIWRITE_ADDON = faultyAddon
 /** The module that loads the addon, for processes of their own. */
 export const nativeModule: string = new URL('../../dist/native.js', import.meta.url).href
 
-const bitOf = { read: 1 << 0, write: 1 << 1, fdatasync: 1 << 2, allocation: 1 << 8 } as const
+/** Operations, and what is asked of the system; `allocation` is all of the latter, each counted as one. */
+const bitOf = {
+  read: 1 << 0,
+  write: 1 << 1,
+  fdatasync: 1 << 2,
+  memory: 1 << 8,
+  descriptor: 1 << 9,
+  mapping: 1 << 10,
+  thread: 1 << 11,
+  context: 1 << 12,
+  object: 1 << 13,
+  allocation: 0x3f << 8,
+} as const
 const numberOf = { replace: 1, shorten: 2, hold: 3, reverse: 4 } as const
 
 /** So many that it never ends. */
@@ -40,9 +52,26 @@ export function numbers(rules: readonly Rule[]): number[] {
   })
 }
 
+/** What the test build tells of itself. */
+export interface Usage {
+  /** Of the process: what was asked of the system, how much of that was refused, and pieces of memory not given back. */
+  asked: number
+  refused: number
+  pieces: number
+  /** Of the thread: slots in flight, and open files. */
+  slots: number
+  files: number
+}
+
+/** The test build's own functions. Rules for resources hold for the whole process, others for the thread. */
+export interface FaultyAddon {
+  setFaults(rules: Float64Array): void
+  usage(): Usage
+}
+
 /** Sets the rules of this process; without any, nothing goes wrong any more. */
 export function setFaults(...rules: readonly Rule[]): void {
-  const faulty = addon() as ReturnType<typeof addon> & { setFaults(rules: Float64Array): void }
+  const faulty = addon() as ReturnType<typeof addon> & FaultyAddon
   faulty.setFaults(Float64Array.from(numbers(rules)))
 }
 

@@ -233,10 +233,16 @@ export class Writing {
     if (length === 0) return NOTHING
     const place = offset - (offset % this.#clusterSize)
     if (this.#reading.readsZeros(table, i, place)) return virgin ? NOTHING : zeros(length)
+    return this.#readKept(offset, length)
+  }
+
+  /** Async, so that memory that is not to be had is told like a read that fails. */
+  async #readKept(offset: number, length: number): Promise<Uint8Array[]> {
     const bytes = this.#metadata.host.alloc(length)
     this.#metadata.submissions++
     this.#metadata.bytes += length
-    return this.#reading.read(offset, [bytes]).then(() => [bytes])
+    await this.#reading.read(offset, [bytes])
+    return [bytes]
   }
 
   async #undo(taken: readonly Extent[]): Promise<void> {
