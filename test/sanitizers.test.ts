@@ -8,6 +8,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import type { Plan as Faults } from './faults/child.ts'
+import type { Life, Plan as Lives } from './faults/life.ts'
 import { type Outcome, units } from './faults/scenario.ts'
 import type { Plan as Ending } from './life/ending.ts'
 import type { Plan as Transfers, Report as TransfersReport } from './life/transfers.ts'
@@ -59,7 +60,14 @@ describe.skipIf(noAddressSanitizer !== '')(
       const configuration = ['MULTIWRITE_SANITIZE=address,undefined', 'MULTIWRITE_FAULTS=ON', 'CMAKE_CXX_COMPILER=g++']
       const compile = ['node_modules/cmake-js/bin/cmake-js', 'compile', '--out', 'build-asan']
       output(process.execPath, ...compile, ...configuration.map((one) => `--CD${one}`))
-      for (const name of ['matrix/elsewhere', 'life/transfers', 'life/workers', 'life/ending', 'faults/child']) {
+      for (const name of [
+        'matrix/elsewhere',
+        'life/transfers',
+        'life/workers',
+        'life/ending',
+        'faults/child',
+        'faults/life',
+      ]) {
         programs.set(name, compiled(`${name}.ts`))
       }
     }, 5 * minutes)
@@ -175,7 +183,7 @@ describe.skipIf(noAddressSanitizer !== '')(
       )
 
       test(
-        'answers that are wrong, short, late, or in another order; no memory',
+        'answers that are wrong, short, late, or in another order; refusals',
         async () => {
           const all = ['read', 'write', 'fdatasync'] as const
           const runs: Rule[][] = [
@@ -186,6 +194,7 @@ describe.skipIf(noAddressSanitizer !== '')(
             [{ on: 'write', does: 'replace', value: -5, after: 3, times: 2 }],
             [{ on: all, does: 'replace', value: -11, times: 20 }],
             [{ on: 'allocation', does: 'replace', times: 10 }],
+            [{ on: 'memory', does: 'replace', after: 3, times: forever }],
           ]
           const unit = 1000
           await withTarget(target, units * unit, async (made) => {
@@ -201,6 +210,37 @@ describe.skipIf(noAddressSanitizer !== '')(
           })
         },
         10 * minutes,
+      )
+
+      test(
+        'threads that are refused what they ask for; what they had goes with them',
+        async () => {
+          for (const times of [1, forever]) {
+            await withTarget(target, units * page, async (made) => {
+              const options = { ...made.options, engine }
+              const rule = numbers([{ on: 'allocation', does: 'replace', times }])
+              const step = long ? 1 : 23
+              const plan: Lives = {
+                path: made.path,
+                options,
+                unit: page,
+                whole: true,
+                native: nativeModule,
+                rule,
+                step,
+              }
+              const child = await run('faults/life', plan, true)
+              const lives = child.stdout
+                .trim()
+                .split('\n')
+                .map((line) => JSON.parse(line) as Life)
+              expect(lives.flatMap(({ wrong, amiss }) => [...wrong, ...amiss])).toEqual([])
+              expect(lives.at(-1)?.refused).toBe(0)
+              expect([child.code, child.signal]).toEqual([0, null])
+            })
+          }
+        },
+        20 * minutes,
       )
     })
   },

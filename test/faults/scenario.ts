@@ -6,13 +6,18 @@
 
 import fs from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type BlockDevice, BlockError, MultiwriteError, type OpenOptions, open } from 'multiwrite'
+import { type BlockDevice, BlockError, create, MultiwriteError, type OpenOptions, open } from 'multiwrite'
 
 export interface Setup {
   path: string
   options: OpenOptions
   /** Offsets and lengths are multiples of it, in bytes. */
   unit: number
+  /**
+   * Whether to do all the rest as well: making images, what is done to ranges, asking for the size. And nothing is set up
+   * beforehand: what the set-up keeps open is for the end of the thread to close.
+   */
+  whole?: boolean
 }
 
 export interface Outcome {
@@ -26,6 +31,8 @@ export interface Outcome {
   errors: string[]
   /** Per flush, and then for `close`: `ok`, or the code of its error. */
   flushes: string[]
+  /** Of the whole: per other call `ok`, or the code of its error; codes only, where there was no memory for `alloc`. */
+  others: string[]
   engine: string
   submissions: { write: number; read: number; flush: number; resubmitted: number; rmw: number }
 }
@@ -91,8 +98,8 @@ function descriptors(): Set<string> {
 }
 
 /** What was left open: seen twice, since other threads of the process open and close files in between. */
-async function leaked(before: ReadonlySet<string>): Promise<string[]> {
-  const left = [...descriptors()].filter((one) => !before.has(one))
+async function leaked(before: ReadonlySet<string>, { path, whole = false }: Setup): Promise<string[]> {
+  const left = [...descriptors()].filter((one) => !before.has(one) && (!whole || one.includes(path)))
   if (left.length === 0) return []
   await sleep(50)
   const still = descriptors()
@@ -110,33 +117,57 @@ export async function run(setup: Setup, seed: number): Promise<Outcome> {
   const wrong: string[] = []
   const before = descriptors()
   const ledger = new Ledger(fs.readFileSync(setup.path))
+  const others: string[] = []
+  if (setup.whole) await makeImages(setup, wrong, others)
   let disk: BlockDevice
   try {
     disk = await open(setup.path, setup.options)
   } catch (error) {
-    wrong.push(...(await leaked(before)))
-    return { wrong, refused: codeOf(error), errors: [], flushes: [], engine: '', submissions: counts() }
+    wrong.push(...(await leaked(before, setup)))
+    return { wrong, refused: codeOf(error), errors: [], flushes: [], others, engine: '', submissions: counts() }
   }
-  const { errors, flushes } = await perform(disk, setup.unit, seed, ledger, wrong)
+  const { errors, flushes } = await perform(disk, setup, seed, ledger, wrong, others)
   const { write, read, flushes: flush, resubmitted, rmw } = disk.stats
-  wrong.push(...(await leaked(before)))
+  wrong.push(...(await leaked(before, setup)))
   const stray = ledger.judge(fs.readFileSync(setup.path), 0, ledger.writes.length)
   if (stray !== null) wrong.push(`on disk: ${stray}`)
   const submissions = counts(write.submissions, read.submissions, flush, resubmitted, rmw)
-  return { wrong, errors, flushes, engine: disk.engine.name, submissions }
+  return { wrong, errors, flushes, others, engine: disk.engine.name, submissions }
 }
 
 function counts(write = 0, read = 0, flush = 0, resubmitted = 0, rmw = 0): Outcome['submissions'] {
   return { write, read, flush, resubmitted, rmw }
 }
 
+/** Images of both formats come to be, are written and read, and go. */
+async function makeImages({ path, options }: Setup, wrong: string[], others: string[]): Promise<void> {
+  for (const format of ['raw', 'qcow2'] as const) {
+    const image = `${path}.${format}`
+    const data = new Uint8Array(5000).fill(0xa5)
+    const into = new Uint8Array(5000)
+    let disk: BlockDevice | undefined
+    try {
+      disk = await create(image, { ...options, format, size: 1 << 20, overwrite: true })
+      await disk.write(70_000, data)
+      await disk.read(70_000, into)
+      if (Buffer.compare(into, data) !== 0) wrong.push(`${format}: something else was read than written`)
+      others.push('ok')
+    } catch (error) {
+      others.push(codeOf(error))
+    }
+    others.push(await (disk?.close() ?? Promise.resolve()).then(() => 'ok', codeOf))
+    fs.rmSync(image, { force: true })
+  }
+}
+
 /** All calls in one turn, the close among them; resolves when all are answered. */
 async function perform(
   disk: BlockDevice,
-  unit: number,
+  { unit, whole = false }: Setup,
   seed: number,
   ledger: Ledger,
   wrong: string[],
+  others: string[],
 ): Promise<{ errors: string[]; flushes: string[] }> {
   const pending: Promise<unknown>[] = []
   const errors: string[] = []
@@ -150,9 +181,14 @@ async function perform(
   /** Memory of every kind: aligned and not, whole and in pieces. */
   const memory = (bytes: Uint8Array, kind: number): Uint8Array | Uint8Array[] => {
     const aligned = (part: Uint8Array): Uint8Array => {
-      const memory = disk.alloc(part.length)
-      memory.set(part)
-      return memory
+      try {
+        const memory = disk.alloc(part.length)
+        memory.set(part)
+        return memory
+      } catch (error) {
+        others.push(codeOf(error))
+        return Buffer.from(part)
+      }
     }
     if (kind === 0) return aligned(bytes)
     if (kind === 1) return Buffer.from(bytes)
@@ -276,6 +312,45 @@ async function perform(
     ),
   )
   flush('second flush', disk.flush())
+  if (whole) {
+    const other = (promise: Promise<void>, done?: () => void): void => {
+      const place = others.push('unanswered') - 1
+      const answer = (text: string): void => {
+        if (others[place] !== 'unanswered') wrong.push('a call was answered twice')
+        others[place] = text
+      }
+      pending.push(
+        promise.then(
+          () => {
+            answer('ok')
+            done?.()
+          },
+          (error: unknown) => answer(codeOf(error)),
+        ),
+      )
+    }
+    /** Zeros, or what was there before, until it is known to have been done. */
+    const zeros = (at: number, length: number): Written => {
+      const written = ledger.note(at * unit, new Uint8Array(length * unit))
+      written.failed = true
+      return written
+    }
+    // What lies between whole blocks is not discarded.
+    zeros(12, 8)
+    other(disk.discard(12 * unit, 8 * unit))
+    for (const [at, length, unmap] of [
+      [24, 4, false],
+      [44, 5, true],
+      [3, 1, true],
+    ] as const) {
+      const written = zeros(at, length)
+      other(disk.writeZeroes(at * unit, length * unit, { unmap, fua: at === 3 }), () => {
+        written.failed = false
+      })
+    }
+    other(disk.refresh())
+    other(disk.truncate(disk.size))
+  }
   flush('close', disk.close())
 
   await Promise.all(pending)
