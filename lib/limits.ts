@@ -38,25 +38,39 @@ const BIO_BYTES_MAX = 1 << 20
 /** Where neither statx nor the device tells how direct I/O must be aligned. */
 const ALIGNMENT_UNKNOWN = 4096
 
-/** The whole disk's folder in sysfs, or `null` where the device number has none (tmpfs, btrfs, network file systems). */
-export async function diskFolder(major: number, minor: number): Promise<string | null> {
+/** What sysfs answers of what it does not tell: no such file, none for us, or a device that has no answer. */
+const NOT_TOLD = new Set(['ENOENT', 'ENOTDIR', 'EACCES', 'EPERM', 'EINVAL', 'ENODEV', 'ENXIO', 'EOPNOTSUPP', 'ENOTSUP'])
+
+/** Asks sysfs. `null` is no answer; anything else that is in the way, such as a want of descriptors, is an error. */
+async function ask<T>(question: () => Promise<T>): Promise<T | null> {
   try {
-    const folder = await realpath(`/sys/dev/block/${major}:${minor}`)
-    const isPartition = (await readNumber(join(folder, 'partition'))) !== null
-    return isPartition ? join(folder, '..') : folder
-  } catch {
-    return null
+    return await question()
+  } catch (error) {
+    if (NOT_TOLD.has((error as NodeJS.ErrnoException).code ?? '')) return null
+    throw error
   }
 }
 
-/** @param direct whether the device was opened with O_DIRECT */
+/** The whole disk's folder in sysfs, or `null` where the device number has none (tmpfs, btrfs, network file systems). */
+async function diskFolder(major: number, minor: number): Promise<string | null> {
+  const folder = await ask(() => realpath(`/sys/dev/block/${major}:${minor}`))
+  if (folder === null) return null
+  const isPartition = (await readNumber(join(folder, 'partition'))) !== null
+  return isPartition ? join(folder, '..') : folder
+}
+
+/**
+ * @param direct whether the device was opened with O_DIRECT
+ * @returns rejects with the system's error if it can't be asked now: a default instead could be wrong, and a wrong alignment
+ *   or number of segments harms
+ */
 export async function readLimits(geometry: Geometry, direct: boolean): Promise<DeviceLimits> {
   const folder = await diskFolder(geometry.major, geometry.minor)
-  const ask = async (name: string): Promise<number> =>
+  const limit = async (name: string): Promise<number> =>
     folder === null ? 0 : ((await readNumber(join(folder, 'queue', name))) ?? 0)
-  const logicalBlockSize = geometry.logicalBlockSize || (await ask('logical_block_size')) || 512
-  const maxSectorsKb = await ask('max_sectors_kb')
-  const maxSegments = await ask('max_segments')
+  const logicalBlockSize = geometry.logicalBlockSize || (await limit('logical_block_size')) || 512
+  const maxSectorsKb = await limit('max_sectors_kb')
+  const maxSegments = await limit('max_segments')
   const [alignment, memoryStated] = direct ? directAlignment(geometry, logicalBlockSize) : [1, 1]
   // A disk that has pages for blocks may take memory for pages, too, whatever it states: zram states 512 and moves, of memory
   // that starts inside a page, what lies before it.
@@ -69,13 +83,13 @@ export async function readLimits(geometry: Geometry, direct: boolean): Promise<D
     alignment,
     memoryAlignment,
     logicalBlockSize,
-    physicalBlockSize: geometry.physicalBlockSize || (await ask('physical_block_size')) || logicalBlockSize,
-    optimalIoSize: geometry.optimalIoSize || (await ask('optimal_io_size')),
+    physicalBlockSize: geometry.physicalBlockSize || (await limit('physical_block_size')) || logicalBlockSize,
+    optimalIoSize: geometry.optimalIoSize || (await limit('optimal_io_size')),
     // The page cache takes vectors of any number, and splits nothing.
     maxBytes: direct ? Math.max(alignment, maxBytes - (maxBytes % alignment)) : BIO_BYTES_MAX,
     maxSegments: direct ? segmentsMax : MAX_VECTORS,
-    discardGranularity: geometry.blockDevice ? await ask('discard_granularity') : geometry.fileBlockSize,
-    rotational: await ask('rotational'),
+    discardGranularity: geometry.blockDevice ? await limit('discard_granularity') : geometry.fileBlockSize,
+    rotational: await limit('rotational'),
   }
 }
 
@@ -89,10 +103,8 @@ function directAlignment(geometry: Geometry, logicalBlockSize: number): [number,
 }
 
 async function readNumber(path: string): Promise<number | null> {
-  try {
-    const value = Number((await readFile(path, 'latin1')).trim())
-    return Number.isSafeInteger(value) ? value : null
-  } catch {
-    return null
-  }
+  const text = await ask(() => readFile(path, 'latin1'))
+  if (text === null) return null
+  const value = Number(text.trim())
+  return Number.isSafeInteger(value) ? value : null
 }

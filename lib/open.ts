@@ -179,7 +179,7 @@ async function openRaw(path: string, options: CheckedOptions): Promise<BlockDevi
     throw error
   })
   try {
-    const limits = await readLimits(opened.geometry, opened.direct)
+    const limits = await asBlockError(path, () => readLimits(opened.geometry, opened.direct))
     return new BlockDevice(new RawBackend(threadEngine(path), threadStaging(path), { ...opened, limits }))
   } catch (error) {
     await blocking.close(opened.file)
@@ -208,7 +208,7 @@ async function openAs(
   if (direct && !geometry.blockDevice) {
     try {
       // The same file, even if its name has come to mean another one.
-      tailFile = (await openNative(`/proc/self/fd/${geometry.descriptor}`, flags, engine.name)).file
+      tailFile = (await openNative(path, flags, engine.name, `/proc/self/fd/${geometry.descriptor}`)).file
     } catch (error) {
       await blocking.close(geometry.file)
       throw error
@@ -217,11 +217,15 @@ async function openAs(
   return { path, file: geometry.file, tailFile, geometry, direct, engine, options }
 }
 
-/** Opens the file in the addon; a busy device is tried again for a while. */
-async function openNative(path: string, flags: number, engine: EngineName): Promise<OpenFile> {
+/**
+ * Opens the file in the addon; a busy device is tried again for a while.
+ *
+ * @param name another name of it to open it by
+ */
+async function openNative(path: string, flags: number, engine: EngineName, name = path): Promise<OpenFile> {
   const deadline = performance.now() + BUSY_RETRY_MS
   for (;;) {
-    const opened = await blocking.open(path, flags, ENGINE_KIND[engine])
+    const opened = await blocking.open(name, flags, ENGINE_KIND[engine])
     if (!isFailure(opened)) return opened
     const { errno, syscall } = opened
     if (errno === EINVAL && (flags & O_DIRECT) !== 0) {
@@ -233,7 +237,8 @@ async function openNative(path: string, flags: number, engine: EngineName): Prom
       })
     }
     if (errno !== EBUSY) throw new BlockError(errno, { syscall, path })
-    const number = deviceNumber((await stat(path)).rdev)
+    const number = await deviceNumberOf(path)
+    if (number === null) throw new BlockError(errno, { syscall, path })
     const holders = await holdersOfDevice(number)
     if (holders.length > 0 || performance.now() >= deadline) {
       const who = holders.length > 0 ? holders.join('; ') : await unseen(number)
@@ -242,6 +247,14 @@ async function openNative(path: string, flags: number, engine: EngineName): Prom
     }
     await sleep(BUSY_RETRY_STEP_MS)
   }
+}
+
+/** `null` where it can't be told, since the name has gone meanwhile. */
+async function deviceNumberOf(path: string): Promise<string | null> {
+  return stat(path).then(
+    ({ rdev }) => deviceNumber(rdev),
+    () => null,
+  )
 }
 
 /** Where nothing tells who holds a device, who has it open may help. */
