@@ -19,7 +19,6 @@ import { readLimits } from './limits.ts'
 import { threadStaging } from './memory.ts'
 import { blocking, ENGINE_KIND, isFailure, type OpenFile } from './native.ts'
 import {
-  type CheckedBacking,
   type CheckedCreateOptions,
   type CheckedOptions,
   type CreateOptions,
@@ -29,6 +28,7 @@ import {
   type OpenOptions,
 } from './options.ts'
 import { type Opened, RawBackend } from './raw.ts'
+import { filesOf, isPath, noteFiles } from './same-file.ts'
 
 const { O_RDONLY, O_RDWR, O_DIRECT, O_EXCL, O_CREAT } = fsConstants
 const { EBUSY, EEXIST, EINVAL, EISDIR, EOPNOTSUPP, EROFS } = constants.errno
@@ -76,6 +76,8 @@ export async function create(path: string | URL, options: CreateOptions): Promis
     throw new BlockError(EOPNOTSUPP, { syscall: 'open', path: name, reason })
   }
   driver?.checkCreate?.(checked)
+  // Before a file that may lie below the new image loses what is in it.
+  await filesOf(name, checked.backing)
   if (kind === 'block') {
     if (driver !== null) return createImage(driver, name, checked)
     const device = await openChecked(name, checked)
@@ -127,6 +129,7 @@ async function driverOf({ format }: CheckedOptions): Promise<FormatDriver | null
 async function openChecked(path: string, options: CheckedOptions): Promise<BlockDevice> {
   const driver = await driverOf(options)
   if (driver === null) return openRaw(path, options)
+  await filesOf(path, options.backing)
   const host = await openRaw(path, { ...options, ordered: true })
   return openImage(driver, host, options, (below) => driver.open(host, below))
 }
@@ -151,19 +154,17 @@ async function openImage(
   let below: BlockDevice | null = null
   try {
     const { backing, readOnly } = options
-    if (isFile(backing)) below = await openChecked(backing.path, backing.options)
-    const image = await open({ readOnly, backing: isFile(backing) ? below : backing })
+    if (isPath(backing)) below = await openChecked(backing.path, backing.options)
+    const image = await open({ readOnly, backing: isPath(backing) ? below : backing })
     const release = async (): Promise<void> => below?.close()
-    return new BlockDevice(new DrivenBackend(driver.name, image, host, options, release))
+    const device = new BlockDevice(new DrivenBackend(driver.name, image, host, options, release))
+    noteFiles(device, await filesOf(host.path, backing))
+    return device
   } catch (error) {
     await host.close().catch(() => undefined)
     await below?.close().catch(() => undefined)
     throw error
   }
-}
-
-function isFile(backing: CheckedOptions['backing']): backing is CheckedBacking {
-  return typeof backing === 'object' && backing !== null && 'options' in backing
 }
 
 async function openRaw(path: string, options: CheckedOptions): Promise<BlockDevice> {
@@ -180,7 +181,9 @@ async function openRaw(path: string, options: CheckedOptions): Promise<BlockDevi
   })
   try {
     const limits = await asBlockError(path, () => readLimits(opened.geometry, opened.direct))
-    return new BlockDevice(new RawBackend(threadEngine(path), threadStaging(path), { ...opened, limits }))
+    const device = new BlockDevice(new RawBackend(threadEngine(path), threadStaging(path), { ...opened, limits }))
+    noteFiles(device, await filesOf(path, null))
+    return device
   } catch (error) {
     await blocking.close(opened.file)
     if (opened.tailFile >= 0) await blocking.close(opened.tailFile)

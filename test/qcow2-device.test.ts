@@ -331,6 +331,90 @@ describe('requests', () => {
   })
 })
 
+describe('an image below itself', () => {
+  const size = 1 << 20
+  const data = Buffer.alloc(5000, 7)
+
+  async function withImages(work: (image: string, other: string) => Promise<void>): Promise<void> {
+    await inDirectory(async (directory) => {
+      const [image, other] = [`${directory}/image`, `${directory}/other`]
+      const made = await create(image, { format: 'qcow2', size })
+      await made.write(0, data)
+      await made.close()
+      await (await create(other, { format: 'qcow2', size, backing: { path: image, format: 'qcow2' } })).close()
+      await work(image, other)
+    })
+  }
+
+  test('is refused, whatever it is called, and the option is named', async () => {
+    await withImages(async (image, other) => {
+      fs.symlinkSync(image, `${image}.soft`)
+      fs.linkSync(image, `${image}.hard`)
+      for (const path of [image, `${image}.soft`, `${image}.hard`, new URL(`file://${image}`)]) {
+        for (const format of ['qcow2', 'raw'] as const) {
+          const error = await failure(open(image, { format: 'qcow2', backing: { path, format } }))
+          expect(error).toMatchObject({
+            code: 'ERR_INVALID_ARG_VALUE',
+            message: expect.stringContaining(`'options.backing' is ${image}, which can not lie below itself`),
+          })
+        }
+      }
+      const deep = { path: other, format: 'qcow2', backing: { path: `${image}.soft`, format: 'qcow2' } } as const
+      expect(await failure(open(image, { format: 'qcow2', backing: deep }))).toMatchObject({
+        code: 'ERR_INVALID_ARG_VALUE',
+        message: expect.stringContaining(`'options.backing.backing' is ${image}`),
+      })
+      // Where it begins further below, that is where it is named.
+      const below = { path: image, format: 'qcow2', backing: { path: image, format: 'raw' } } as const
+      expect(await failure(open(other, { format: 'qcow2', backing: below }))).toMatchObject({
+        message: expect.stringContaining("'options.backing.backing' is"),
+      })
+    })
+  })
+
+  test('is refused as an open device, too, and as one that lies above it', async () => {
+    await withImages(async (image, other) => {
+      const raw = await open(`${image}`, { readOnly: true })
+      const upper = await open(other, { format: 'qcow2', backing: raw, readOnly: true })
+      expect(await failure(open(image, { format: 'qcow2', backing: raw }))).toMatchObject({
+        message: expect.stringContaining(`'options.backing' is ${image}`),
+      })
+      expect(await failure(open(image, { format: 'qcow2', backing: upper }))).toMatchObject({
+        message: expect.stringContaining(`'options.backing' lies above ${image}`),
+      })
+      // What it really lies above is no reason to refuse anything.
+      await (await open(other, { format: 'qcow2', backing: raw })).close()
+      await upper.close()
+      await raw.close()
+    })
+  })
+
+  test('is not created over what it would need, which keeps its content', async () => {
+    await withImages(async (image, other) => {
+      const before = fs.readFileSync(image)
+      const own = { path: image, format: 'qcow2' } as const
+      for (const backing of [own, { path: other, format: 'qcow2', backing: own } as const]) {
+        const error = await failure(create(image, { format: 'qcow2', size, overwrite: true, backing }))
+        expect(error).toMatchObject({ code: 'ERR_INVALID_ARG_VALUE' })
+        expect(fs.readFileSync(image).equals(before)).toBe(true)
+      }
+    })
+  })
+
+  test.skipIf(!loop512.available)('is found out on a block device by any of its names', async () => {
+    await withTarget(loop512, 8 << 20, async (made) => {
+      await (await create(made.path, { ...made.options, format: 'qcow2', size, overwrite: true })).close()
+      await inDirectory(async (directory) => {
+        fs.symlinkSync(made.path, `${directory}/link`)
+        const backing = { path: `${directory}/link`, format: 'qcow2' } as const
+        expect(await failure(open(made.path, { ...made.options, format: 'qcow2', backing }))).toMatchObject({
+          code: 'ERR_INVALID_ARG_VALUE',
+        })
+      })
+    })
+  })
+})
+
 test('to open and close an image changes nothing, not even when it was changed', async () => {
   await inDirectory(async (directory) => {
     const image = imageIn(directory)
