@@ -9,7 +9,7 @@ import { onAbort } from './abort.ts'
 import { Batch, type BatchContext } from './batch.ts'
 import type { Blocks } from './blocks.ts'
 import { batchesAreWatched, introduce, watchBatch } from './diagnostics.ts'
-import { Durability } from './durability.ts'
+import { Durability, type Synced } from './durability.ts'
 import { AbortError, BlockError, MultiwriteError } from './errors.ts'
 import { Gate, type Staged } from './gate.ts'
 import { type Caller, Gather, type Gathered } from './gather.ts'
@@ -33,8 +33,11 @@ export interface SubmissionQueue {
   enqueue(submissions: readonly Submission[]): void
   /** Sends what may be in flight. */
   pump(): void
-  /** Makes durable what has ended. `done` gets 0 or a negative errno, never inside the call. */
-  flush(done: (result: number) => void): void
+  /**
+   * Makes durable what has ended. `done` gets 0 or a negative errno, never inside the call; and `true` if a later flush that
+   * succeeds may be believed all the same.
+   */
+  flush(done: (result: number, mayRetry?: boolean) => void): void
   /** Withdraws requests of batches from the submissions that were never sent. */
   withdraw(leaving: ReadonlyMap<SubmissionOwner, ReadonlyMap<number, AbortError>>): void
 }
@@ -216,17 +219,21 @@ export class Dispatch {
   }
 
   /** Makes durable what has been written so far. A failure latches, as that of any flush. */
-  async sync(): Promise<BlockError | null> {
-    const error = await new Promise<BlockError | null>((resolve) => this.#sync(resolve))
-    if (error !== null) this.durability.latch(error)
-    return error
+  sync(): Promise<BlockError | null> {
+    return new Promise((resolve) => {
+      this.#sync((error, latches) => {
+        if (error !== null && latches) this.durability.latch(error)
+        resolve(error)
+      })
+    })
   }
 
-  #sync(done: (error: BlockError | null) => void): void {
+  #sync(done: Synced): void {
     const { counters, path, engineName } = this.#options
     counters.flushes++
-    this.queue.flush((result) => {
-      done(result < 0 ? new BlockError(-result, { syscall: 'fdatasync', path, engine: engineName }) : null)
+    this.queue.flush((result, mayRetry = false) => {
+      const failure = { syscall: 'fdatasync', path, engine: engineName }
+      done(result < 0 ? new BlockError(-result, failure) : null, !mayRetry)
     })
   }
 

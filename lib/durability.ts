@@ -4,7 +4,8 @@
 // counted apart, for those who wait until everything has ended.
 //
 // A failed flush latches. The kernel reports lost data once and then calls the pages clean, so a later success would be a
-// lie: from then on every flush fails with that error until the device is opened again.
+// lie: from then on every flush fails with that error until the device is opened again. Only who knows that no fdatasync has
+// failed may say otherwise: a format driver whose tables could not be written, and are in memory still.
 
 import type { BlockError } from './errors.ts'
 
@@ -52,8 +53,11 @@ interface Waiter {
   reject: (error: BlockError) => void
 }
 
+/** What became of an fdatasync; `latches`: a later success would be a lie. */
+export type Synced = (error: BlockError | null, latches: boolean) => void
+
 export class Durability {
-  readonly #sync: (done: (error: BlockError | null) => void) => void
+  readonly #sync: (done: Synced) => void
   readonly #writes = new Line()
   readonly #reads = new Line()
   #waiters: Waiter[] = []
@@ -62,7 +66,7 @@ export class Durability {
   #failure: BlockError | null = null
 
   /** @param sync starts an fdatasync */
-  constructor(sync: (done: (error: BlockError | null) => void) => void) {
+  constructor(sync: (done: Synced) => void) {
     this.#sync = sync
   }
 
@@ -125,12 +129,13 @@ export class Durability {
       return
     }
     this.#syncing = true
-    this.#sync((error) => {
+    this.#sync((error, latches) => {
       this.#syncing = false
-      this.#failure ??= error
+      if (latches) this.#failure ??= error
+      const failure = this.#failure ?? error
       for (const waiter of ready) {
-        if (this.#failure === null) waiter.resolve()
-        else waiter.reject(this.#failure)
+        if (failure === null) waiter.resolve()
+        else waiter.reject(failure)
       }
       this.#startIfReady()
     })

@@ -63,10 +63,11 @@ export class DrivenQueue implements SubmissionQueue {
     for (const submission of submissions) this.#waiting.push(submission)
   }
 
-  flush(done: (result: number) => void): void {
-    this.#options.image.flush().then(
+  flush(done: (result: number, mayRetry?: boolean) => void): void {
+    const { image } = this.#options
+    image.flush().then(
       () => done(0),
-      (error: unknown) => done(-errnoOf(error)),
+      (error: unknown) => done(-errnoOf(error), image.mayFlushAgain === true),
     )
   }
 
@@ -170,8 +171,9 @@ export class DrivenQueue implements SubmissionQueue {
     if (errno === 0 && (submission.sent || parent !== null) && hasLostMemory(submission)) errno = EFAULT
     // What was never sent has not been done either, but nobody asks.
     submission.finish(errno)
-    // Lost memory is no lost data.
-    if (errno !== 0 && errno !== EFAULT && submission.fua && !this.#options.direct) batch.fuaFailed(submission)
+    // Lost memory is no lost data, and neither are tables that are in memory still.
+    const isLoss = errno !== 0 && errno !== EFAULT && this.#options.image.mayFlushAgain !== true
+    if (isLoss && submission.fua && !this.#options.direct) batch.fuaFailed(submission)
     const isolates = parent === null && mustIsolate(submission)
     if (errno !== 0 && !isolates) this.#explain(submission, errno, error)
     if (parent !== null) {

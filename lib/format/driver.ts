@@ -142,6 +142,11 @@ export interface FormatImage {
   ): Promise<void>
   /** What has been written is on stable storage, and found again. */
   flush(): Promise<void>
+  /**
+   * Whether a flush that was refused may succeed later, and truly: no flush of the host has failed, only writes whose bytes are in
+   * memory still. Without it a refused flush latches, as that of any device does: every later one is refused.
+   */
+  readonly mayFlushAgain?: boolean
   discard?(offset: number, length: number): Promise<void>
   /** Without it, zeros are written. */
   writeZeroes?(offset: number, length: number, options: { readonly unmap: boolean }): Promise<void>

@@ -57,6 +57,7 @@ export type Step =
   | { kind: 'write'; offset: number; bytes: Buffer }
   | { kind: 'truncate'; size: number }
   | { kind: 'flush'; covers: number }
+  | { kind: 'discard'; offset: number; length: number }
   | { kind: 'mark'; name: number }
 
 /** Records what a driver does to its host, and fails it. */
@@ -64,16 +65,16 @@ export class Recorder {
   steps: Step[] = []
   /** Operations so far: those that may fail. */
   operations = 0
-  /** Operations that fail, by number, and how: without effect, after half of it, or after all of it. */
-  fails: ((operation: number) => 'before' | 'half' | 'after' | null) | null = null
+  /** Operations that fail, by number, kind and what is written, and how: without effect, after half of it, or after all of it. */
+  fails: ((operation: number, kind: string, bytes: Buffer | null) => 'before' | 'half' | 'after' | null) | null = null
   recording = true
 
   mark(name: number): void {
     this.steps.push({ kind: 'mark', name })
   }
 
-  async run(kind: string, act: (part: 'all' | 'half') => Promise<void>): Promise<void> {
-    const how = this.fails?.(this.operations++) ?? null
+  async run(kind: string, act: (part: 'all' | 'half') => Promise<void>, bytes: Buffer | null = null): Promise<void> {
+    const how = this.fails?.(this.operations++, kind, bytes) ?? null
     if (how === null) return act('all')
     if (how === 'half') await act('half')
     if (how === 'after') await act('all')
@@ -118,11 +119,12 @@ class RecordedHost implements FormatHost {
 
   write(offset: number, data: Uint8Array | readonly Uint8Array[], options = {}): Promise<void> {
     const bytes = data instanceof Uint8Array ? Buffer.from(data) : Buffer.concat(data as Uint8Array[])
-    return this.#recorder.run('write', (part) => {
+    const act = (part: 'all' | 'half'): Promise<void> => {
       const written = part === 'all' ? bytes : bytes.subarray(0, Math.floor(bytes.length / 2))
       if (this.#recorder.recording) this.#recorder.steps.push({ kind: 'write', offset, bytes: Buffer.from(written) })
       return this.#host.write(offset, part === 'all' ? data : written, options)
-    })
+    }
+    return this.#recorder.run('write', act, bytes)
   }
 
   read(offset: number, into: Uint8Array | readonly Uint8Array[]): Promise<void> {
@@ -138,7 +140,10 @@ class RecordedHost implements FormatHost {
   }
 
   discard(offset: number, length: number): Promise<void> {
-    return this.#host.discard(offset, length)
+    return this.#recorder.run('discard', () => {
+      if (this.#recorder.recording) this.#recorder.steps.push({ kind: 'discard', offset, length })
+      return this.#host.discard(offset, length)
+    })
   }
 
   writeZeroes(offset: number, length: number): Promise<void> {
@@ -177,6 +182,9 @@ export function crashed(base: Buffer, steps: readonly Step[], upTo: number, keep
     const step = steps[n]!
     if (step.kind === 'truncate' && (n < flushed || keeps())) {
       if (n < flushed || step.size > content.length) resize(step.size)
+    } else if (step.kind === 'discard' && (n < flushed || keeps())) {
+      // A file has zeros there afterwards; what a block device has there nobody promises.
+      content.fill(0xdd, step.offset, step.offset + step.length)
     } else if (step.kind === 'write') {
       const whole = n < flushed || keeps()
       for (let at = 0; at < step.bytes.length; ) {

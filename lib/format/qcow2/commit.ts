@@ -37,6 +37,8 @@ const DIRTY_TABLES_MAX = 64
 const LAZY_BLOCKS_MAX = 1024
 /** Commits at the end. */
 const COMMITS_MAX = 32
+/** Of what is much, so much more is too much. */
+const PRESSURE_MAX = 4
 /** Clusters that wait for one, to be free. */
 const FREED_MAX = 1 << 16
 
@@ -74,7 +76,12 @@ export class Committer {
     return blocks.dirty.size + tables.dirty.size + dirtyL1.size + freed.length > 0
   }
 
-  /** How much is in memory only: more than 1 is much, and more than 4 too much to go on. */
+  /** Whether too much is in memory only to go on. */
+  get isFull(): boolean {
+    return this.pressure > PRESSURE_MAX
+  }
+
+  /** How much is in memory only: more than 1 is much. */
   get pressure(): number {
     const { blocks } = this.#refcounts
     const counts = this.lazy ? blocks.dirty.size / LAZY_BLOCKS_MAX : blocks.dirty.size / DIRTY_TABLES_MAX
@@ -115,27 +122,26 @@ export class Committer {
   }
 
   async #commit(lazy: boolean): Promise<void> {
-    const { host } = this.#metadata
     this.#metadata.assertCertain()
     // A host that could not grow when clusters were taken may be able to now.
     if (this.dirty) await this.#refcounts.coverAll()
     const taken = this.#take(lazy)
     try {
       await this.#write([...taken.counts, ...taken.madeTables])
-      await host.flush()
+      await this.#metadata.flush()
       // Whatever becomes of the entry that refers to it, what is added from here on goes with step 2.
       for (const { table } of taken.madeTables) table.linked = true
       // The counts that step 2 relies on.
       for (let blocks = this.#linkable(taken); blocks.some(({ needed }) => needed); blocks = this.#linkable(taken)) {
         await this.#link(blocks)
-        await host.flush()
+        await this.#metadata.flush()
         for (const block of blocks) block.linked = true
       }
       const ahead = this.#linkable(taken)
       if (taken.tables.length + taken.l1.length + ahead.length > 0) {
         const l1 = taken.l1Parts.map((dirty) => ({ dirty }))
         await Promise.all([this.#write(taken.tables), this.#write(l1), this.#link(ahead)])
-        await host.flush()
+        await this.#metadata.flush()
       }
       for (const block of ahead) block.linked = true
     } catch (error) {

@@ -93,6 +93,8 @@ export class Emptying {
         place = next
         continue
       }
+      const full = await this.#writing.relieve()
+      if (full !== null) throw full
       let table = this.#mapping.forWriting(l1Index)
       // Asked again: among many that arrive together, the cache may have dropped it before we got our hands on it.
       while (table instanceof Promise) {
@@ -109,7 +111,6 @@ export class Emptying {
       } finally {
         table.pins--
       }
-      await this.#writing.relieve()
     }
   }
 

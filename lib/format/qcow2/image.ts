@@ -210,6 +210,10 @@ export class Qcow2Image implements FormatImage {
     await this.#committer.commit()
   }
 
+  get mayFlushAgain(): boolean {
+    return !this.metadata.hasLost
+  }
+
   async discard(offset: number, length: number): Promise<void> {
     await this.#begin()
     await this.#emptying.discard(offset, length)
@@ -262,7 +266,7 @@ export class Qcow2Image implements FormatImage {
     writeU64(field, this.#header.size, 0)
     this.#sizeIsUncertain = true
     await this.metadata.write(FIELD.size, field)
-    await this.#host.flush()
+    await this.metadata.flush()
     this.#sizeIsUncertain = false
   }
 
@@ -282,7 +286,7 @@ export class Qcow2Image implements FormatImage {
         const written = Buffer.from(l1)
         this.#mapping.l1 = new DataView(l1.buffer, l1.byteOffset, entries * 8)
         await this.metadata.write(offset, written)
-        await this.#host.flush()
+        await this.metadata.flush()
         const fields = Buffer.alloc(12)
         fields.writeUInt32BE(entries, 0)
         writeU64(fields, offset, 4)
@@ -352,7 +356,7 @@ export class Qcow2Image implements FormatImage {
     if (this.#header.hasAutoclear) await this.metadata.write(FIELD.autoclear, Buffer.alloc(8))
     this.#header.bitmaps = null
     if (isLazy) await this.#setIncompatible(INCOMPATIBLE.dirty)
-    else if (this.#header.hasAutoclear) await this.#host.flush()
+    else if (this.#header.hasAutoclear) await this.metadata.flush()
     this.#committer.lazy = isLazy
   }
 
@@ -361,7 +365,7 @@ export class Qcow2Image implements FormatImage {
     const field = Buffer.alloc(8)
     field.writeUInt32BE(bits, 4)
     await this.metadata.write(FIELD.incompatible, field)
-    await this.#host.flush()
+    await this.metadata.flush()
     this.#header.incompatible = bits
   }
 

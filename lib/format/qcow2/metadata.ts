@@ -23,6 +23,8 @@ export class Metadata {
   #failure: BlockError | null = null
   /** Why it is not known where tables belong; `null` while it is. */
   #uncertain: BlockError | null = null
+  /** What a flush of the host has failed with. */
+  #lost: unknown = null
 
   constructor(host: FormatHost, clusterSize: number) {
     this.host = host
@@ -51,11 +53,27 @@ export class Metadata {
     return this.host.write(offset, bytes)
   }
 
+  /** Everything written before is on stable storage. Once that has failed it fails for good: what was lost nobody can tell. */
+  async flush(): Promise<void> {
+    if (this.#lost !== null) throw this.#lost
+    try {
+      await this.host.flush()
+    } catch (error) {
+      this.#lost ??= error ?? new Error('the flush failed')
+      throw this.#lost
+    }
+  }
+
+  /** Whether a flush of the host has failed. */
+  get hasLost(): boolean {
+    return this.#lost !== null
+  }
+
   /** Makes the header refer to another table, durably. If that fails nobody can tell which one is in force. */
   async switchHeader(offset: number, bytes: Uint8Array): Promise<void> {
     try {
       await this.write(offset, bytes)
-      await this.host.flush()
+      await this.flush()
     } catch (error) {
       throw this.giveUp('a write of the header failed: open the image again to see which table it refers to', error)
     }

@@ -415,7 +415,7 @@ export class Refcounts {
           this.#metadata.write(offset, tableBytes(known)),
           ...[...blocks].map((block) => this.#metadata.write(block.offset, Buffer.from(block.bytes))),
         ])
-        await this.#host.flush()
+        await this.#metadata.flush()
       } catch (error) {
         // Others may have allocated in the new blocks already, which the present table has no room for.
         throw this.#metadata.giveUp(

@@ -30,6 +30,8 @@ interface Run {
   readonly changes: Change[]
   readonly taken: Extent[]
   readonly pinned: Table[]
+  /** Why tables can't be changed: too much is in memory already, and can't be written. `null`: they can. */
+  readonly full: unknown
 }
 
 /** Writing a shorter gap costs less than another vector would. */
@@ -69,8 +71,8 @@ export class Writing {
 
   async write(offset: number, pieces: Pieces, gaps: readonly Range[] = []): Promise<void> {
     this.#metadata.assertSound()
-    if (this.#committer.pressure > 1) await this.relieve()
-    const run: Run = { together: new Together(), pieces, gaps, changes: [], taken: [], pinned: [] }
+    const full = this.#committer.pressure > 1 ? await this.relieve() : null
+    const run: Run = { together: new Together(), pieces, gaps, changes: [], taken: [], pinned: [], full }
     try {
       await this.#start(offset, offset + pieces.length, run)
       await run.together.all()
@@ -86,12 +88,19 @@ export class Writing {
     }
   }
 
-  /** Commits if much is in memory only. */
-  async relieve(): Promise<void> {
-    if (this.#committer.pressure <= 1) return
-    // Who asks for a commit hears of its failure; here it is tried again with the next write.
-    const committed = this.#committer.commit().catch(() => undefined)
-    if (this.#committer.pressure > 4) await committed
+  /**
+   * Commits if much is in memory only. Who asks for a commit hears of its failure; here it is tried again with the next write. But
+   * if there is too much already, this returns the failure: what changes tables must be refused then, or memory has no bounds.
+   */
+  async relieve(): Promise<unknown> {
+    if (this.#committer.pressure <= 1) return null
+    let failure: unknown = null
+    const committed = this.#committer.commit().catch((error: unknown) => {
+      failure = error
+    })
+    if (!this.#committer.isFull) return null
+    await committed
+    return this.#committer.isFull ? failure : null
   }
 
   /** Without an `await` where everything is in memory: what is sent in one turn is merged by the host. */
@@ -101,6 +110,7 @@ export class Writing {
     let place = from
     while (place < end) {
       const l1Index = Math.floor(place / coverage)
+      if (run.full !== null && !this.#mapping.isOwn(l1Index)) throw run.full
       let table = this.#mapping.forWriting(l1Index)
       // Asked again: among many that arrive together, the cache may have dropped it before we got our hands on it.
       while (table instanceof Promise) {
@@ -139,6 +149,7 @@ export class Writing {
 
   /** Writes to new clusters, as many as follow each other; returns how far it came. */
   #writeNew(table: Table, i: number, place: number, stop: number, run: Run): number | Promise<number> {
+    if (run.full !== null) throw run.full
     const size = this.#clusterSize
     const reused = this.#mapping.reusable(table, i)
     if (reused >= 0)
