@@ -65,6 +65,10 @@ everywhere([bufferedFile, directFile, loop512, loop4096, loopOnFile], (target, e
       await disk.discard(0, 128 << 10)
       await disk.flush()
       await disk.write(at, Buffer.alloc(65536, 2))
+      await disk.write(at + 65536, Buffer.alloc(65536, 3))
+      // Also before anybody flushes.
+      await disk.discard(256 << 10, 128 << 10)
+      await disk.write(at + (128 << 10), Buffer.alloc(65536, 4))
       expect(await disk.check()).toMatchObject({ corruptions: 0, checkErrors: 0, leaks: 0 })
       await disk.close()
     })

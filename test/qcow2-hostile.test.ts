@@ -461,6 +461,111 @@ test('images with random damage: no crash, no hang, bounded memory, and nothing 
   expect(grown).toBeLessThan(512)
 })
 
+describe('bitmaps that are void', () => {
+  const DIRECTORY = 64 << 10
+  const TABLE = DIRECTORY + CLUSTER
+  const BITS = TABLE + CLUSTER
+
+  /** An image with a bitmap whose directory, table and clusters lie behind everything else, and are counted. */
+  function withBitmap(spoil: (image: Buffer) => void): Spoil {
+    return (image) => {
+      const longer = Buffer.concat([image, Buffer.alloc(BITS + CLUSTER - image.length)])
+      longer[95] = 1
+      longer.writeUInt32BE(0x23852875, 112)
+      longer.writeUInt32BE(24, 116)
+      longer.writeUInt32BE(1, 120)
+      longer.writeBigUInt64BE(32n, 128)
+      longer.writeBigUInt64BE(BigInt(DIRECTORY), 136)
+      longer.writeBigUInt64BE(BigInt(TABLE), DIRECTORY)
+      longer.writeUInt32BE(2, DIRECTORY + 8)
+      longer[DIRECTORY + 16] = 1
+      longer[DIRECTORY + 17] = 16
+      longer.writeUInt16BE(4, DIRECTORY + 18)
+      longer.write('name', DIRECTORY + 24)
+      longer.writeBigUInt64BE(BigInt(BITS), TABLE)
+      longer.writeBigUInt64BE(1n, TABLE + 8)
+      for (const at of [DIRECTORY, TABLE, BITS]) longer.writeUInt16BE(1, places.block + 2 * (at / CLUSTER))
+      spoil(longer)
+      return longer
+    }
+  }
+
+  const countOf = (image: Buffer, at: number): number => image.readUInt16BE(places.block + 2 * (at / CLUSTER))
+
+  async function write(spoil: (image: Buffer) => void): Promise<{ counts: number[]; after: Buffer; leaks: number }> {
+    let found: { counts: number[]; after: Buffer; leaks: number } | undefined
+    await withImage(withBitmap(spoil), async (image) => {
+      const disk = await open(image, { format: 'qcow2' })
+      await disk.write(0, Buffer.alloc(100, 9))
+      await disk.close()
+      const after = fs.readFileSync(image)
+      expect(after[95]).toBe(0)
+      const reader = await open(image, { format: 'qcow2', readOnly: true })
+      const { leaks, corruptions } = await reader.check()
+      expect(corruptions).toBe(0)
+      await reader.close()
+      found = { counts: [DIRECTORY, TABLE, BITS].map((at) => countOf(after, at)), after, leaks }
+    })
+    return found!
+  }
+
+  test('are given back', async () => {
+    expect(await write(() => undefined)).toMatchObject({ counts: [0, 0, 0], leaks: 0 })
+  })
+
+  const odd: [string, (image: Buffer) => void][] = [
+    ['their bits are the L1 table', (image) => void image.writeBigUInt64BE(BigInt(places.l1), TABLE)],
+    ['their bits are a refcount block', (image) => void image.writeBigUInt64BE(BigInt(places.block), TABLE)],
+    ['their bits are the header', (image) => void image.writeBigUInt64BE(512n, TABLE)],
+    ['their bits are their own directory', (image) => void image.writeBigUInt64BE(BigInt(DIRECTORY), TABLE)],
+    ['their bits are their own table', (image) => void image.writeBigUInt64BE(BigInt(TABLE), TABLE)],
+    ['their bits stand twice', (image) => void image.writeBigUInt64BE(BigInt(BITS), TABLE + 8)],
+    ['their bits lie past the end', (image) => void image.writeBigUInt64BE(1n << 50n, TABLE)],
+    ['an entry has bits that mean nothing', (image) => void image.writeBigUInt64BE((1n << 60n) | BigInt(BITS), TABLE)],
+    ['a table is the L2 table', (image) => void image.writeBigUInt64BE(BigInt(places.l2), DIRECTORY)],
+    ['a table lies past the end', (image) => void image.writeBigUInt64BE(1n << 50n, DIRECTORY)],
+    ['a table lies at an odd place', (image) => void image.writeBigUInt64BE(BigInt(TABLE + 8), DIRECTORY)],
+    ['a table has 2^32 - 1 entries', (image) => void image.writeUInt32BE(0xffffffff, DIRECTORY + 8)],
+    ['a name is longer than the directory', (image) => void image.writeUInt16BE(0xffff, DIRECTORY + 18)],
+    ['there are fewer than the header says', (image) => void image.writeUInt32BE(2, 120)],
+    ['their bits are counted twice', (image) => void image.writeUInt16BE(2, places.block + 2 * (BITS / CLUSTER))],
+  ]
+  test.each(odd)('stay where they are, and nothing else is touched, if %s', async (_, spoil) => {
+    const before = withBitmap(spoil)(Buffer.from(base))!
+    const { counts, after } = await write(spoil)
+    expect(counts).toEqual([DIRECTORY, TABLE, BITS].map((at) => countOf(before, at)))
+    for (const at of [places.l1, places.l2, places.refcountTable, places.block]) {
+      expect(after.subarray(at, at + 64).equals(before.subarray(at, at + 64))).toBe(true)
+    }
+  })
+
+  // Each of them was read as often as it was named.
+  test('of which many share one table are looked at once', async () => {
+    const count = 65535
+    const entries = CLUSTER
+    const spoil = (image: Buffer): Buffer => {
+      const longer = withBitmap(() => undefined)(image)!
+      const directory = Buffer.alloc(count * 32)
+      longer.writeUInt32BE(count, 120)
+      longer.writeBigUInt64BE(BigInt(directory.length), 128)
+      longer.writeBigUInt64BE(BigInt(longer.length), 136)
+      for (let at = 0; at < directory.length; at += 32) {
+        longer.copy(directory, at, DIRECTORY, DIRECTORY + 32)
+        directory.writeUInt32BE(entries, at + 8)
+      }
+      return Buffer.concat([longer, directory])
+    }
+    await withImage(spoil, async (image) => {
+      const disk = await open(image, { format: 'qcow2' })
+      expect((await disk.check()).corruptions).toBeGreaterThan(0)
+      expect(disk.stats.metadata.bytes).toBeLessThan(16 << 20)
+      await disk.write(0, Buffer.alloc(100, 9))
+      expect(disk.stats.metadata.bytes).toBeLessThan(16 << 20)
+      await disk.close()
+    })
+  })
+})
+
 // Each entry was followed, and the one table read a million times.
 test('check reads a table once, however often it is named', async () => {
   const entries = 1 << 20

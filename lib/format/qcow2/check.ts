@@ -4,6 +4,7 @@
 // With `repair` the counts are made what they should be, and so are the flags that say whether a cluster is referred to once.
 
 import type { CheckResult } from '../driver.ts'
+import { entriesOf, readBitmaps } from './bitmaps.ts'
 import type { Header } from './header.ts'
 import {
   COMPRESSED_HIGH,
@@ -13,7 +14,6 @@ import {
   RESERVED_HIGH_L2,
   RESERVED_LOW,
   RESERVED_LOW_L2,
-  readU64,
   ZERO_LOW,
 } from './layout.ts'
 import type { Mapping } from './mapping.ts'
@@ -219,16 +219,20 @@ class Check {
     const { bitmaps } = this.#header
     if (bitmaps === null) return
     this.#count(bitmaps.offset, bitmaps.length)
-    const directory = await this.#metadata.read(bitmaps.offset, bitmaps.length)
-    let at = 0
-    for (let n = 0; n < bitmaps.count && at + 24 <= directory.length; n++) {
-      const [offset, entries] = [readU64(directory, at), directory.readUInt32BE(at + 8)]
-      at += Math.ceil((24 + directory.readUInt16BE(at + 18) + directory.readUInt32BE(at + 20)) / 8) * 8
-      this.#count(offset, entries * 8)
-      for (let from = 0; from < entries && offset + from * 8 < this.#metadata.host.size; from += READ_BYTES / 8) {
-        const table = await this.#metadata.read(offset + from * 8, Math.min(READ_BYTES / 8, entries - from) * 8)
-        for (let i = 0; i < table.length; i += 8) {
-          const cluster = offsetOf(table.readUInt32BE(i), table.readUInt32BE(i + 4))
+    const { tables, isWhole } = await readBitmaps(this.#metadata, bitmaps)
+    if (!isWhole) this.#result.corruptions++
+    let bytes = 0
+    for (const table of tables) {
+      bytes += table.entries * 8
+      // Each has a table of its own; of those of a hostile image, which share one, there is no end.
+      if (bytes > this.#metadata.host.size) {
+        this.#result.corruptions++
+        break
+      }
+      this.#count(table.offset, table.entries * 8)
+      for await (const entries of entriesOf(this.#metadata, table)) {
+        for (let at = 0; at < entries.length; at += 8) {
+          const cluster = offsetOf(entries.readUInt32BE(at), entries.readUInt32BE(at + 4))
           if (cluster !== 0) this.#count(cluster, this.#clusterSize)
         }
       }

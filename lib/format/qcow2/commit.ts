@@ -9,11 +9,11 @@
 // its own. What is taken is taken at one moment: later changes are the next commit's. If a step fails, everything that was
 // taken counts as unwritten again, so the whole can be tried again; the disk has at most leaks.
 
+import type { Freeing } from './freeing.ts'
 import type { Header } from './header.ts'
 import { writeU64 } from './layout.ts'
 import type { Mapping } from './mapping.ts'
 import type { Metadata } from './metadata.ts'
-import type { Readers } from './readers.ts'
 import type { Refcounts } from './refcounts.ts'
 import type { Dirty, Table } from './table.ts'
 
@@ -28,7 +28,8 @@ interface Taken {
   /** Entries of the L1 table, and the parts of it that hold them. */
   l1: number[]
   l1Parts: Dirty[]
-  freed: number[]
+  replaced: number[]
+  unmapped: number[]
 }
 
 /** Tables that wait for a commit; with more of them one is made though nobody asks. */
@@ -47,19 +48,18 @@ export class Committer {
   readonly #refcounts: Refcounts
   readonly #mapping: Mapping
   readonly #header: Header
-  readonly #readers: Readers
+  readonly #freeing: Freeing
   #running: Promise<void> = Promise.resolve()
   #next: Promise<void> | null = null
-  #freeing: Promise<unknown> = Promise.resolve()
   /** Counts stay in memory until the image is closed: the header says that they are not to be believed. */
   lazy = false
 
-  constructor(metadata: Metadata, refcounts: Refcounts, mapping: Mapping, header: Header, readers: Readers) {
+  constructor(metadata: Metadata, refcounts: Refcounts, mapping: Mapping, header: Header, freeing: Freeing) {
     this.#metadata = metadata
     this.#refcounts = refcounts
     this.#mapping = mapping
     this.#header = header
-    this.#readers = readers
+    this.#freeing = freeing
     refcounts.withoutCommits = (run) =>
       this.#alone(async () => {
         do {
@@ -67,13 +67,14 @@ export class Committer {
         } while (mapping.dirtyL1.size > 0)
         await run()
       })
+    refcounts.freeMore = () => this.#freeMore()
   }
 
   /** Whether the disk lacks anything but the guest's data. */
   get dirty(): boolean {
     const { blocks } = this.#refcounts
-    const { tables, dirtyL1, freed } = this.#mapping
-    return blocks.dirty.size + tables.dirty.size + dirtyL1.size + freed.length > 0
+    const { tables, dirtyL1, replaced, unmapped } = this.#mapping
+    return blocks.dirty.size + tables.dirty.size + dirtyL1.size + replaced.length + unmapped.length > 0
   }
 
   /** Whether too much is in memory only to go on. */
@@ -84,8 +85,9 @@ export class Committer {
   /** How much is in memory only: more than 1 is much. */
   get pressure(): number {
     const { blocks } = this.#refcounts
+    const { tables, replaced, unmapped } = this.#mapping
     const counts = this.lazy ? blocks.dirty.size / LAZY_BLOCKS_MAX : blocks.dirty.size / DIRTY_TABLES_MAX
-    return counts + this.#mapping.tables.dirty.size / DIRTY_TABLES_MAX + this.#mapping.freed.length / FREED_MAX
+    return counts + tables.dirty.size / DIRTY_TABLES_MAX + (replaced.length + unmapped.length) / FREED_MAX
   }
 
   /** Everything that has been written and mapped before the call is on stable storage. Callers that wait share one. */
@@ -103,16 +105,26 @@ export class Committer {
     // Each one writes what the one before has freed or linked; what is left after so many is lost space at the worst.
     for (let n = 0; n < COMMITS_MAX; n++) {
       await this.commit()
-      await this.#freeing
+      await this.#freeing.done
       if (!this.#isUnwritten()) break
     }
   }
 
   /** Whether the disk lacks anything that can be written. */
   #isUnwritten(): boolean {
-    const { tables, dirtyL1, freed } = this.#mapping
-    if (tables.dirty.size + dirtyL1.size + freed.length > 0) return true
+    const { tables, dirtyL1, replaced, unmapped } = this.#mapping
+    if (tables.dirty.size + dirtyL1.size + replaced.length + unmapped.length > 0) return true
     return [...this.#refcounts.blocks.dirty].some(({ offset }) => offset < this.#metadata.host.size)
+  }
+
+  async #freeMore(): Promise<boolean> {
+    const { replaced, unmapped } = this.#mapping
+    const count = replaced.length + unmapped.length + this.#freeing.pending
+    if (count === 0) return false
+    // Who asks for a commit hears of its failure; here it is only that nothing more is free.
+    if (replaced.length + unmapped.length > 0) await this.commit().catch(() => undefined)
+    await this.#freeing.done
+    return true
   }
 
   #alone(run: () => Promise<void>): Promise<void> {
@@ -123,6 +135,8 @@ export class Committer {
 
   async #commit(lazy: boolean): Promise<void> {
     this.#metadata.assertCertain()
+    // A host that is slow to take back what it is given must not be given ever more.
+    if (this.#freeing.pending > FREED_MAX) await this.#freeing.done
     // A host that could not grow when clusters were taken may be able to now.
     if (this.dirty) await this.#refcounts.coverAll()
     const taken = this.#take(lazy)
@@ -149,16 +163,7 @@ export class Committer {
       throw error
     }
     this.#clean(taken)
-    if (taken.freed.length > 0) this.#free(taken.freed)
-  }
-
-  /** Nothing on the disk refers to these clusters: they are free when nobody reads them any more. */
-  #free(clusters: readonly number[]): void {
-    const gone = new Promise<void>((resolve) => {
-      this.#readers.whenGone(resolve)
-    })
-    const freeing = Promise.all([this.#freeing, gone]).then(() => this.#refcounts.release(clusters))
-    this.#freeing = freeing.catch(() => undefined)
+    this.#freeing.free(taken.replaced, taken.unmapped)
   }
 
   #take(lazy: boolean): Taken {
@@ -171,9 +176,11 @@ export class Committer {
       tables: [],
       l1: [...dirtyL1],
       l1Parts: this.#partsOfL1([...dirtyL1]),
-      freed: this.#mapping.freed,
+      replaced: this.#mapping.replaced,
+      unmapped: this.#mapping.unmapped,
     }
-    this.#mapping.freed = []
+    this.#mapping.replaced = []
+    this.#mapping.unmapped = []
     dirtyL1.clear()
     if (!lazy) {
       for (const table of this.#refcounts.blocks.dirty) {
@@ -194,7 +201,8 @@ export class Committer {
   #giveBack(taken: Taken): void {
     for (const { table, dirty } of [...taken.counts, ...taken.madeTables, ...taken.tables]) table.giveBack(dirty)
     for (const l1Index of taken.l1) this.#mapping.dirtyL1.add(l1Index)
-    this.#mapping.freed = taken.freed.concat(this.#mapping.freed)
+    this.#mapping.replaced = taken.replaced.concat(this.#mapping.replaced)
+    this.#mapping.unmapped = taken.unmapped.concat(this.#mapping.unmapped)
   }
 
   #clean(taken: Taken): void {

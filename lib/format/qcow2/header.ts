@@ -41,7 +41,8 @@ export interface Header {
   /** The lower halves; nothing is known of the upper ones but whether any bit is set. */
   incompatible: number
   readonly compatible: number
-  readonly hasAutoclear: boolean
+  /** Whether any autoclear bit is set. */
+  hasAutoclear: boolean
   readonly compression: 'deflate' | 'zstd'
   readonly backingName: string | null
   readonly backingFormat: string | null

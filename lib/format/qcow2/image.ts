@@ -4,10 +4,12 @@
 import { constants } from 'node:os'
 import { BlockError } from '../../errors.ts'
 import type { CheckResult, FormatBacking, FormatHost, FormatImage, FormatOptions, Range } from '../driver.ts'
+import { clustersOfBitmaps } from './bitmaps.ts'
 import { checkImage } from './check.ts'
 import { Committer } from './commit.ts'
 import { Decompressor } from './compressed.ts'
 import { Emptying } from './empty.ts'
+import { Freeing } from './freeing.ts'
 import { type Header, readHeader } from './header.ts'
 import { COMPATIBLE, FIELD, INCOMPATIBLE, L1_BYTES_MAX, unsupported, writeU64 } from './layout.ts'
 import { Mapping } from './mapping.ts'
@@ -66,6 +68,7 @@ export class Qcow2Image implements FormatImage {
   readonly #writing: Writing
   readonly #emptying: Emptying
   readonly #committer: Committer
+  readonly #freeing: Freeing
   readonly #backing: FormatBacking | null
   readonly #readOnly: boolean
   /** Whether the header tells that we write; a promise while it is being told. */
@@ -95,7 +98,8 @@ export class Qcow2Image implements FormatImage {
       header.backingName !== null,
       readers,
     )
-    this.#committer = new Committer(metadata, refcounts, this.#mapping, header, readers)
+    this.#freeing = new Freeing(metadata, refcounts, readers)
+    this.#committer = new Committer(metadata, refcounts, this.#mapping, header, this.#freeing)
     this.#writing = new Writing(metadata, this.#mapping, refcounts, this.#reading, this.#committer)
     this.#emptying = new Emptying(header, this.#mapping, this.#reading, this.#writing)
   }
@@ -353,11 +357,23 @@ export class Qcow2Image implements FormatImage {
     this.#refcounts.growable = await isGrowable(this.#host)
     const isLazy = (this.#header.compatible & COMPATIBLE.lazyRefcounts) !== 0
     // Features that are cleared by whoever does not know them: nothing in this image is kept up for them.
-    if (this.#header.hasAutoclear) await this.metadata.write(FIELD.autoclear, Buffer.alloc(8))
-    this.#header.bitmaps = null
+    if (this.#header.hasAutoclear) await this.#clearFeatures()
     if (isLazy) await this.#setIncompatible(INCOMPATIBLE.dirty)
-    else if (this.#header.hasAutoclear) await this.metadata.flush()
     this.#committer.lazy = isLazy
+  }
+
+  async #clearFeatures(): Promise<void> {
+    const { bitmaps } = this.#header
+    // Who can't read them can't give them back: their space is lost then, and nothing else.
+    const clusters =
+      bitmaps === null ? [] : await clustersOfBitmaps(this.metadata, this.#refcounts, bitmaps).catch(() => [])
+    await this.metadata.write(FIELD.autoclear, Buffer.alloc(8))
+    await this.metadata.flush()
+    this.#header.hasAutoclear = false
+    this.#header.bitmaps = null
+    if (bitmaps === null) return
+    this.metadata.disclaim(bitmaps.offset, bitmaps.length)
+    this.#freeing.free([], clusters)
   }
 
   async #setIncompatible(dirty: number): Promise<void> {

@@ -49,8 +49,10 @@ export class Mapping {
   readonly dirtyL1: Set<number> = new Set()
   readonly #loading = new Map<number, Promise<Table>>()
   readonly #making = new Map<number, Promise<Table>>()
-  /** Clusters that nothing refers to when what is in memory is on the disk. */
-  freed: number[] = []
+  /** Clusters that nothing refers to when what is in memory is on the disk: others were written instead of them. */
+  replaced: number[] = []
+  /** The same; the guest has given them up. */
+  unmapped: number[] = []
 
   constructor(metadata: Metadata, refcounts: Refcounts, header: Header, l1: Buffer) {
     this.#metadata = metadata
@@ -137,7 +139,7 @@ export class Mapping {
       this.l1.setUint32(l1Index * 8 + 4, lowOf(offset))
       this.dirtyL1.add(l1Index)
       if (old !== 0) {
-        this.freed.push(old / this.clusterSize)
+        this.replaced.push(old / this.clusterSize)
         this.#metadata.disclaim(old, this.clusterSize)
       }
       return table
@@ -211,14 +213,16 @@ export class Mapping {
 
   /** Points an entry at a cluster of our own. What it referred to before is free when that is on the disk. */
   map(table: Table, i: number, offset: number): void {
-    this.#dropOld(table, i, offset)
+    for (const cluster of this.clustersOf(table, i)) {
+      if (cluster * this.clusterSize !== offset) this.replaced.push(cluster)
+    }
     table.set(i, (highOf(offset) | COPIED_HIGH) >>> 0, lowOf(offset))
     this.tables.soil(table)
   }
 
   /** Makes an entry say "zeros", or, without `flag`, nothing. */
   unmap(table: Table, i: number, flag: boolean): void {
-    this.#dropOld(table, i, 0)
+    for (const cluster of this.clustersOf(table, i)) this.unmapped.push(cluster)
     table.set(i, 0, flag ? ZERO_LOW : 0)
     this.tables.soil(table)
   }
@@ -227,13 +231,6 @@ export class Mapping {
   hide(table: Table, i: number): void {
     table.set(i, table.high(i), (table.low(i) | ZERO_LOW) >>> 0)
     this.tables.soil(table)
-  }
-
-  /** @param offset what the entry will refer to */
-  #dropOld(table: Table, i: number, offset: number): void {
-    for (const cluster of this.clustersOf(table, i)) {
-      if (cluster * this.clusterSize !== offset) this.freed.push(cluster)
-    }
   }
 
   /** The clusters of the host that an entry refers to, by number. */

@@ -8,6 +8,7 @@
 //
 // Clusters past the former end of a file have never been written: they read as zeros, and need no padding.
 
+import { BlockError } from '../../errors.ts'
 import type { FormatHost } from '../driver.ts'
 import { readCount, writeCount } from './counts.ts'
 import type { Header } from './header.ts'
@@ -58,6 +59,9 @@ export class Refcounts {
   /** Runs something when everything in memory is durable and linked, and nothing is committed meanwhile; set by the image. */
   withoutCommits: (run: () => Promise<void>) => Promise<void> = (run) => run()
 
+  /** Makes free what was given up; returns whether that was anything. Set by the image. */
+  freeMore: () => Promise<boolean> = async () => false
+
   /** @param table the refcount table as it is on the disk */
   constructor(metadata: Metadata, header: Header, table: Buffer) {
     this.#metadata = metadata
@@ -96,6 +100,19 @@ export class Refcounts {
 
   /** Takes up to `count` free clusters that follow each other, at least one; their counts are 1 then. */
   allocate(count: number): Extent | Promise<Extent> {
+    try {
+      const extent = this.#take(count)
+      if (extent !== null) return extent
+    } catch (error) {
+      return this.#takeFreed(count, error)
+    }
+    return this.#takeSlowly(count).catch((error: unknown) => this.#takeFreed(count, error))
+  }
+
+  /** Where there is no room, there may be some when what was given up is free. */
+  async #takeFreed(count: number, error: unknown): Promise<Extent> {
+    const isFull = error instanceof BlockError && error.code === 'ENOSPC'
+    if (!isFull || !(await this.freeMore())) throw error
     return this.#take(count) ?? this.#takeSlowly(count)
   }
 
@@ -269,6 +286,12 @@ export class Refcounts {
     return block
   }
 
+  /** The count of a cluster, if its block is in memory. */
+  knownCountOf(cluster: number): number | undefined {
+    const block = this.blocks.get(Math.floor(cluster / this.perBlock))
+    return block === undefined ? undefined : this.get(block, cluster % this.perBlock)
+  }
+
   /** The count of a cluster. */
   async countOf(cluster: number): Promise<number> {
     const index = Math.floor(cluster / this.perBlock)
@@ -279,6 +302,10 @@ export class Refcounts {
   /** Lowers the counts of clusters: nothing on the disk refers to them any more, or ever did. */
   async release(clusters: readonly number[]): Promise<void> {
     for (const cluster of clusters) {
+      if (this.#metadata.isTable(cluster)) {
+        this.#metadata.fail(`cluster ${cluster} holds a table and was the guest's`)
+        continue
+      }
       const index = Math.floor(cluster / this.perBlock)
       if (index >= this.table.length || this.table[index]! === 0) {
         this.#metadata.fail(`cluster ${cluster} is in use and counts as free`)
