@@ -36,7 +36,7 @@ function countsOfEmptyFile(): Refcounts {
   table.writeUInt32BE(2 * clusterSize, 4)
   const metadata = new Metadata(host as unknown as FormatHost, clusterSize)
   const refcounts = new Refcounts(metadata, header as Header, table)
-  refcounts.growable = true
+  refcounts.end.growable = true
   return refcounts
 }
 
@@ -59,11 +59,11 @@ test('a block that somebody else makes meanwhile is not made twice', async () =>
     used += taken.slice(-3).reduce((sum, { count }) => sum + count, 0) - freed.length
     let counted = 0
     let blocks = 0
-    for (const [index, offset] of refcounts.table.entries()) {
+    for (const [index, offset] of refcounts.blocks.table.entries()) {
       if (offset === 0) continue
       blocks++
-      const block = await refcounts.load(index)
-      for (let n = 0; n < perBlock; n++) counted += refcounts.get(block, n)
+      const block = await refcounts.blocks.load(index)
+      for (let n = 0; n < perBlock; n++) counted += refcounts.blocks.get(block, n)
     }
     // The header, the table, its blocks, and what was taken.
     expect({ jobs, counted }).toEqual({ jobs, counted: 2 + blocks + used })

@@ -8,7 +8,7 @@
 import type { Header } from './header.ts'
 import { offsetOf, RESERVED_LOW, readU64 } from './layout.ts'
 import type { Metadata } from './metadata.ts'
-import type { Refcounts } from './refcounts.ts'
+import type { RefcountBlocks } from './refcount-blocks.ts'
 
 const ENTRY_BYTES = 24
 const READ_BYTES = 1 << 20
@@ -51,7 +51,7 @@ export async function* entriesOf(metadata: Metadata, { offset, entries }: Bitmap
 /** All clusters of the bitmaps, by number; none if anything about them is odd. */
 export async function clustersOfBitmaps(
   metadata: Metadata,
-  refcounts: Refcounts,
+  counts: RefcountBlocks,
   directory: Directory,
 ): Promise<number[]> {
   const { clusterSize } = metadata
@@ -81,6 +81,6 @@ export async function clustersOfBitmaps(
     }
   }
   const clusters = [...found].sort((a, b) => a - b)
-  for (const cluster of clusters) if ((await refcounts.countOf(cluster)) !== 1) return []
+  for (const cluster of clusters) if ((await counts.countOf(cluster)) !== 1) return []
   return clusters
 }

@@ -108,7 +108,7 @@ class Check {
     await this.#tryTo(() => this.#countSnapshots())
     await this.#tryTo(() => this.#countBitmaps())
     this.#count(refcountOffset, refcountClusters * this.#clusterSize)
-    for (const offset of this.#refcounts.table) {
+    for (const offset of this.#refcounts.blocks.table) {
       if (offset === 0) continue
       if (offset % this.#clusterSize !== 0) this.#result.corruptions++
       else this.#count(offset, this.#clusterSize)
@@ -241,7 +241,7 @@ class Check {
 
   /** Compares with the counts of the image. */
   async #compare(): Promise<void> {
-    const { table, perBlock } = this.#refcounts
+    const { table, perBlock } = this.#refcounts.blocks
     const clusters = Math.ceil(this.#metadata.host.size / this.#clusterSize)
     let end = 0
     const indexes = Math.max(table.length, Math.ceil(this.#counts.end / perBlock))
@@ -253,7 +253,7 @@ class Check {
       const stop = Math.min(clusters, (index + 1) * perBlock)
       for (let cluster = index * perBlock; cluster < stop; cluster++) {
         const should = this.#counts.get(cluster)
-        const is = block === null ? 0 : this.#refcounts.get(block, cluster % perBlock)
+        const is = block === null ? 0 : this.#refcounts.blocks.get(block, cluster % perBlock)
         if (should > 0 || is > 0) end = cluster + 1
         if (should === is) continue
         if (is > should) this.#result.leaks++
@@ -265,9 +265,9 @@ class Check {
   }
 
   async #block(index: number): Promise<Table | null> {
-    const offset = this.#refcounts.table[index]!
+    const offset = this.#refcounts.blocks.table[index]!
     if (offset % this.#clusterSize !== 0 || offset >= this.#metadata.host.size) return null
-    return this.#refcounts.load(index)
+    return this.#refcounts.blocks.load(index)
   }
 
   /** The active tables say of each cluster whether it is referred to once. */
@@ -306,13 +306,13 @@ class Check {
   async repair(): Promise<{ leaks: number; corruptions: number }> {
     let leaks = 0
     let corruptions = 0
-    const { perBlock, max } = this.#refcounts
+    const { perBlock, max } = this.#refcounts.blocks
     await this.#refcounts.makeBlocksFor(this.#wrong.keys())
     for (const [cluster, should] of this.#wrong) {
-      const block = await this.#refcounts.load(Math.floor(cluster / perBlock))
-      if (this.#refcounts.get(block, cluster % perBlock) > should) leaks++
+      const block = await this.#refcounts.blocks.load(Math.floor(cluster / perBlock))
+      if (this.#refcounts.blocks.get(block, cluster % perBlock) > should) leaks++
       else corruptions++
-      this.#refcounts.set(block, cluster % perBlock, Math.min(should, max))
+      this.#refcounts.blocks.set(block, cluster % perBlock, Math.min(should, max))
     }
     for (const l1Index of this.#wrongL1) {
       const at = l1Index * 8

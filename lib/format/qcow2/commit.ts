@@ -72,9 +72,9 @@ export class Committer {
 
   /** Whether the disk lacks anything but the guest's data. */
   get dirty(): boolean {
-    const { blocks } = this.#refcounts
+    const { cache } = this.#refcounts.blocks
     const { tables, dirtyL1, replaced, unmapped } = this.#mapping
-    return blocks.dirty.size + tables.dirty.size + dirtyL1.size + replaced.length + unmapped.length > 0
+    return cache.dirty.size + tables.dirty.size + dirtyL1.size + replaced.length + unmapped.length > 0
   }
 
   /** Whether too much is in memory only to go on. */
@@ -84,9 +84,9 @@ export class Committer {
 
   /** How much is in memory only: more than 1 is much. */
   get pressure(): number {
-    const { blocks } = this.#refcounts
+    const { cache } = this.#refcounts.blocks
     const { tables, replaced, unmapped } = this.#mapping
-    const counts = this.lazy ? blocks.dirty.size / LAZY_BLOCKS_MAX : blocks.dirty.size / DIRTY_TABLES_MAX
+    const counts = this.lazy ? cache.dirty.size / LAZY_BLOCKS_MAX : cache.dirty.size / DIRTY_TABLES_MAX
     return counts + tables.dirty.size / DIRTY_TABLES_MAX + (replaced.length + unmapped.length) / FREED_MAX
   }
 
@@ -94,7 +94,7 @@ export class Committer {
   commit(): Promise<void> {
     this.#next ??= this.#alone(() => {
       this.#next = null
-      return this.#commit(this.lazy && this.#refcounts.blocks.dirty.size < LAZY_BLOCKS_MAX)
+      return this.#commit(this.lazy && this.#refcounts.blocks.cache.dirty.size < LAZY_BLOCKS_MAX)
     })
     return this.#next
   }
@@ -114,7 +114,7 @@ export class Committer {
   #isUnwritten(): boolean {
     const { tables, dirtyL1, replaced, unmapped } = this.#mapping
     if (tables.dirty.size + dirtyL1.size + replaced.length + unmapped.length > 0) return true
-    return [...this.#refcounts.blocks.dirty].some(({ offset }) => offset < this.#metadata.host.size)
+    return [...this.#refcounts.blocks.cache.dirty].some(({ offset }) => offset < this.#metadata.host.size)
   }
 
   async #freeMore(): Promise<boolean> {
@@ -138,7 +138,7 @@ export class Committer {
     // A host that is slow to take back what it is given must not be given ever more.
     if (this.#freeing.pending > FREED_MAX) await this.#freeing.done
     // A host that could not grow when clusters were taken may be able to now.
-    if (this.dirty) await this.#refcounts.coverAll()
+    if (this.dirty) await this.#refcounts.end.coverAll()
     const taken = this.#take(lazy)
     try {
       await this.#write([...taken.counts, ...taken.madeTables])
@@ -183,7 +183,7 @@ export class Committer {
     this.#mapping.unmapped = []
     dirtyL1.clear()
     if (!lazy) {
-      for (const table of this.#refcounts.blocks.dirty) {
+      for (const table of this.#refcounts.blocks.cache.dirty) {
         // Where the host could not grow to: then it can't describe anything that was written, as that would lie behind it.
         if (table.offset >= this.#metadata.host.size) continue
         if (table.dirty) taken.counts.push({ table, dirty: table.take(unit) })
@@ -206,8 +206,8 @@ export class Committer {
   }
 
   #clean(taken: Taken): void {
-    for (const { table } of taken.counts) this.#refcounts.blocks.clean(table)
-    for (const table of taken.blocks) this.#refcounts.blocks.clean(table)
+    for (const { table } of taken.counts) this.#refcounts.blocks.cache.clean(table)
+    for (const table of taken.blocks) this.#refcounts.blocks.cache.clean(table)
     for (const { table } of taken.madeTables) this.#mapping.tables.clean(table)
     for (const { table } of taken.tables) this.#mapping.tables.clean(table)
     // A table that was made and has not been changed since is linked by its L1 entry alone.
@@ -237,11 +237,11 @@ export class Committer {
 
   /** Blocks that may be linked now: those whose own cluster is counted by one that is linked, or by themselves. */
   #linkable({ blocks }: Taken): Table[] {
-    const { perBlock } = this.#refcounts
+    const { perBlock, cache } = this.#refcounts.blocks
     return blocks.filter((block) => {
       if (block.linked) return false
       const counter = Math.floor(block.offset / this.#metadata.clusterSize / perBlock)
-      return counter === block.index || this.#refcounts.blocks.get(counter)?.linked !== false
+      return counter === block.index || cache.get(counter)?.linked !== false
     })
   }
 

@@ -86,11 +86,12 @@ export class Freeing {
   async #lastReferences(clusters: readonly number[]): Promise<number[]> {
     const times = new Map<number, number>()
     for (const cluster of clusters) times.set(cluster, (times.get(cluster) ?? 0) + 1)
+    const { blocks } = this.#refcounts
     const last: number[] = []
     for (const cluster of [...times.keys()].sort((a, b) => a - b)) {
       if (this.#metadata.isTable(cluster)) continue
-      const known = this.#refcounts.knownCountOf(cluster)
-      if ((known ?? (await this.#refcounts.countOf(cluster))) === times.get(cluster)) last.push(cluster)
+      const known = blocks.knownCountOf(cluster)
+      if ((known ?? (await blocks.countOf(cluster))) === times.get(cluster)) last.push(cluster)
     }
     return last
   }

@@ -113,7 +113,7 @@ export class Qcow2Image implements FormatImage {
     const { snapshotCount, snapshotOffset, bitmaps, clusterSize } = this.#header
     const { metadata } = this
     metadata.claim(0, clusterSize)
-    let wrong = this.#refcounts.claimTables()
+    let wrong = this.#refcounts.blocks.claimTables()
     wrong = this.#mapping.claimTables() ?? wrong
     if (snapshotCount > 0) {
       const { snapshots, length } = await readSnapshots(metadata, this.#header)
@@ -278,7 +278,7 @@ export class Qcow2Image implements FormatImage {
   async #growL1(entries: number): Promise<void> {
     const { l1Offset, l1Size } = this.#header
     const clusters = Math.ceil((entries * 8) / this.clusterSize)
-    const { first } = await this.#refcounts.allocateAtEnd(clusters)
+    const first = await this.#refcounts.allocateAtEnd(clusters)
     const offset = first * this.clusterSize
     const taken = Array.from({ length: clusters }, (_, n) => first + n)
     try {
@@ -310,7 +310,7 @@ export class Qcow2Image implements FormatImage {
 
   async check({ repair }: { readonly repair: boolean }): Promise<CheckResult> {
     if (!this.#readOnly && this.#begun === true) await this.#committer.finish()
-    if (repair) this.#refcounts.growable = await isGrowable(this.#host)
+    if (repair) this.#refcounts.end.growable = await isGrowable(this.#host)
     const mend = repair ? (): Promise<void> => this.#committer.finish() : null
     const result = await checkImage(this.metadata, this.#header, this.#mapping, this.#refcounts, mend)
     if (!repair || result.leaks + result.corruptions + result.checkErrors > 0) return result
@@ -325,7 +325,7 @@ export class Qcow2Image implements FormatImage {
     await this.#committer.finish()
     if (this.#sizeIsUncertain) await this.#writeSize()
     if ((this.#header.incompatible & INCOMPATIBLE.dirty) !== 0) await this.#setIncompatible(0)
-    const end = Math.max(this.#hostSize, this.#refcounts.end * this.clusterSize)
+    const end = Math.max(this.#hostSize, this.#refcounts.end.cluster * this.clusterSize)
     if (this.#host.size > end) await this.#host.truncate(end)
   }
 
@@ -354,7 +354,7 @@ export class Qcow2Image implements FormatImage {
 
   async #tellBegin(): Promise<void> {
     // Not when it is opened: setting even the same size changes when a file was last changed.
-    this.#refcounts.growable = await isGrowable(this.#host)
+    this.#refcounts.end.growable = await isGrowable(this.#host)
     const isLazy = (this.#header.compatible & COMPATIBLE.lazyRefcounts) !== 0
     // Features that are cleared by whoever does not know them: nothing in this image is kept up for them.
     if (this.#header.hasAutoclear) await this.#clearFeatures()
@@ -366,7 +366,7 @@ export class Qcow2Image implements FormatImage {
     const { bitmaps } = this.#header
     // Who can't read them can't give them back: their space is lost then, and nothing else.
     const clusters =
-      bitmaps === null ? [] : await clustersOfBitmaps(this.metadata, this.#refcounts, bitmaps).catch(() => [])
+      bitmaps === null ? [] : await clustersOfBitmaps(this.metadata, this.#refcounts.blocks, bitmaps).catch(() => [])
     await this.metadata.write(FIELD.autoclear, Buffer.alloc(8))
     await this.metadata.flush()
     this.#header.hasAutoclear = false

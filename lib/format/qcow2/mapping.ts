@@ -123,7 +123,7 @@ export class Mapping {
     if (source !== null) source.pins++
     try {
       const { first, virgin } = await this.#refcounts.allocate(1)
-      if (!(await this.#refcounts.covers(first + 1))) {
+      if (!(await this.#refcounts.end.covers(first + 1))) {
         await this.#refcounts.release([first])
         throw this.#metadata.noSpace()
       }
