@@ -12,7 +12,7 @@ import { adjacent, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mj
 /**
  * @typedef {object} Cost
  * @property {string} name
- * @property {Record<string, number | null>} perRequest
+ * @property {Record<string, number | null>} figures by what they are; of a request, where the title does not say otherwise
  */
 
 /**
@@ -52,7 +52,7 @@ async function* systemCalls(bench) {
   /** @param {string} name @param {import('./system-calls.mjs').Calls} calls */
   const add = (name, { requests, all, named }) => {
     const each = Object.entries(named).map(([call, count]) => [call, count / requests])
-    costs.push({ name, perRequest: { all: all / requests, ...Object.fromEntries(each) } })
+    costs.push({ name, figures: { all: all / requests, ...Object.fromEntries(each) } })
   }
   for (const engine of /** @type {const} */ (['io_uring', 'aio', 'threads'])) {
     const own = await bench.disk({ engine })
@@ -88,7 +88,7 @@ async function* memory(bench) {
     title: `memory allocated per request; ${bench.target.name}`,
     costs: counted.map(({ shape, requests, bytes, addon, process }) => ({
       name: shape,
-      perRequest: {
+      figures: {
         'bytes by JavaScript': bytes < 0 ? null : bytes / requests,
         'native allocations': addon / requests,
         'allocations of the process': process / requests,

@@ -11,6 +11,7 @@ import { cpuPerRequest, inTurns, rateOf, spread } from './measure.mjs'
 import { multiwrite, multiwriteFua, writes, writesFua, writesSingly } from './ours.mjs'
 import { fsWriteFanOut, writevByHand } from './peers.mjs'
 import { PLANNED_REQUESTS, planningCost } from './planner.mjs'
+import { growthFolders, sequentialGrowth } from './qcow2.mjs'
 import { ext4File, loopDevice, Unavailable } from './targets.mjs'
 import { besideKernel, besideQemu } from './traces.mjs'
 import { adjacent, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mjs'
@@ -80,6 +81,7 @@ export const goals = [
     title: 'batches of 64 adjacent 4 KiB over fs.write fan-out, ext4 file, buffered',
     figures: (settings) => onTarget(() => ext4File(TARGET_BYTES, false), settings, bufferedOverFanOut),
   },
+  { name: 'p8', title: 'sequential 4 KiB into a new qcow2 image, depth 64, over qemu-img bench', figures: growth },
   { name: 'p9', title: 'submissions left of recorded traffic', figures: submissionsOverPeers },
   { name: 'p10', title: `planning alone, a batch of ${PLANNED_REQUESTS}; allocations`, figures: planning },
 ]
@@ -308,6 +310,31 @@ async function* bufferedOverFanOut(bench) {
     is: /** @type {const} */ ('>='),
     bound: 3,
     note: pairs.note(mine, peer),
+  }
+}
+
+/** @param {Settings} settings @returns {AsyncGenerator<Figure>} */
+async function* growth(settings) {
+  if (!settings.qemu) throw new Unavailable('qemu-img is not installed')
+  for (const make of growthFolders) {
+    const folder = make()
+    try {
+      const { mine, off, peer, ...bytes } = sequentialGrowth(folder)
+      const pairs = await Pairs.measure([mine, peer], settings)
+      const note = pairs.note(mine, peer)
+      yield { measure: `requests/s, ${folder.name}`, spread: pairs.rates(mine, peer), is: '>=', bound: 2, note }
+      await off.run(1)
+      const theirs = bytes.hostBytesOfPeer()?.toFixed(3) ?? '?'
+      yield {
+        measure: `bytes of the host per byte of the guest, ${folder.name}`,
+        spread: exactly(bytes.hostBytes()),
+        is: '<=',
+        bound: 1.02,
+        note: `${bytes.hostBytes().toFixed(4)}, merging off ${bytes.hostBytesUnmerged().toFixed(4)} | ${theirs}`,
+      }
+    } finally {
+      folder.remove()
+    }
   }
 }
 

@@ -1,85 +1,98 @@
 // What merging is worth in an image that grows: 4 KiB writes into a new qcow2 image, beside `qemu-img bench` with the same
 // requests, depth and cache mode, and beside ourselves with merging off. And what it costs on the host: bytes written per byte of
-// the guest, clusters allocated, writes of tables and flushes per 1000 requests.
+// the guest, clusters allocated, I/O of tables and flushes.
 //
-//   node bench/qcow2.mjs [--rounds N] [--requests N] [--disk DIR]
-//
-// One image after the other, in turns; a ratio is taken per round and the median told. Without qemu-img its part is left out;
-// without strace its bytes are not told.
+// A round fills new images until its time is over; making, closing and checking them is not part of it. QEMU's bytes are those of its
+// system calls, from a run of their own under strace; without strace they are not told, and without qemu-img it is left out.
 
-import { execFileSync, spawnSync } from 'node:child_process'
+import { execFile, execFileSync, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { parseArgs } from 'node:util'
+import { promisify } from 'node:util'
 import { readTrace } from '../dist/cli/trace.js'
 import { qcow2 } from '../dist/format/qcow2/driver.js'
 import { create, open } from '../dist/index.js'
-import { spread } from './measure.mjs'
-import { atTheLatestAtExit } from './targets.mjs'
+import { measure } from './measure.mjs'
+import { timeOfChildren } from './qemu.mjs'
+import { ext4Folder, tmpfsFolder } from './targets.mjs'
+import { REQUEST_BYTES } from './workload.mjs'
 
-const REQUEST_BYTES = 4096
+/** @typedef {import('../dist/index.js').BlockDevice} BlockDevice */
+/** @typedef {import('./measure.mjs').Contender} Contender */
+/** @typedef {import('./suite.mjs').Settings} Settings */
+/** @typedef {import('./suite.mjs').Table} Table */
+/** @typedef {import('./targets.mjs').Folder} Folder */
+
 const DEPTH = 64
 const MIB = 1 << 20
+/** Bytes of a guest of ours that does not come from a trace. */
+const GUEST_BYTES = 64 * MIB
+const COUNT = GUEST_BYTES / REQUEST_BYTES
+/** Images of a trace are sparse: what is written to them is less. */
+const FOLDER_BYTES = 256 * MIB
+/** Batches of a recorded guest that are under way at once. */
+const BATCHES_AT_ONCE = 16
 
-const { values } = parseArgs({
-  options: {
-    rounds: { type: 'string', default: '5' },
-    requests: { type: 'string', default: '32768' },
-    disk: { type: 'string', default: fileURLToPath(new URL('../.cache/', import.meta.url)) },
-  },
-})
-const rounds = Number(values.rounds)
-const requests = Number(values.requests)
-if (!Number.isSafeInteger(rounds) || rounds < 1) throw new RangeError('--rounds takes a whole number >= 1')
-if (!Number.isSafeInteger(requests) || requests < 64) throw new RangeError('--requests takes a whole number >= 64')
-
-const hasQemu = spawnSync('qemu-img', ['--version']).status === 0
-const hasStrace = spawnSync('strace', ['-V']).status === 0
+const QEMU = `qemu-img bench, depth ${DEPTH}`
+const MERGED = 'multiwrite, merge full'
+const NOT_MERGED = 'multiwrite, merge off'
+const HOST_BYTES = 'host/guest bytes'
 
 /**
  * Writes of one page each: the `n`-th at `n * step`, modulo the size.
  * @typedef {object} Pattern
  * @property {string} name
- * @property {number} size of the guest, in bytes
  * @property {number} step bytes
- * @property {number} count
  * @property {number} flushEvery requests; 0: never
  */
 
-const sequentialBytes = requests * REQUEST_BYTES
+/** @type {Pattern} */
+const SEQUENTIAL = { name: 'sequential', step: REQUEST_BYTES, flushEvery: 0 }
 /** @type {Pattern[]} */
-const patterns = [
-  { name: 'sequential', size: sequentialBytes, step: REQUEST_BYTES, count: requests, flushEvery: 0 },
-  {
-    name: 'sequential, a flush every 1024',
-    size: sequentialBytes,
-    step: REQUEST_BYTES,
-    count: requests,
-    flushEvery: 1024,
-  },
+const PATTERNS = [
+  SEQUENTIAL,
+  { name: 'sequential, a flush every 1024', step: REQUEST_BYTES, flushEvery: 1024 },
   // Four places that advance in turns.
-  { name: 'four streams', size: 64 * MIB, step: 16 * MIB + REQUEST_BYTES, count: 16384, flushEvery: 0 },
+  { name: 'four streams', step: GUEST_BYTES / 4 + REQUEST_BYTES, flushEvery: 0 },
   // Every page once, far from the one before. QEMU's benchmark knows no random order.
-  { name: 'scattered over 64 MiB', size: 64 * MIB, step: 4999 * REQUEST_BYTES, count: 16384, flushEvery: 0 },
+  { name: 'scattered over 64 MiB', step: 4999 * REQUEST_BYTES, flushEvery: 0 },
 ]
+/** The guest copying files, and four programs that write. */
+const TRACES = ['ext4-cp', 'fio-4k-4streams']
 
-/** @param {Pattern} pattern @param {number} n */
-const placeOf = (pattern, n) => (n * pattern.step) % pattern.size
+/** What was done so far, of all rounds together. */
+class Costs {
+  requests = 0
+  guestBytes = 0
+  hostBytes = 0
+  clusters = 0
+  tables = 0
+  flushes = 0
+
+  get figures() {
+    const per1000 = 1000 / this.requests
+    return {
+      [HOST_BYTES]: this.hostBytes / this.guestBytes,
+      'clusters/1000': this.clusters * per1000,
+      'table I/O/1000': this.tables * per1000,
+      'flushes/1000': this.flushes * per1000,
+    }
+  }
+}
 
 /**
- * Counts what the driver writes to its host.
- * @param {{ writes: number, bytes: number }} count
+ * The driver, counting the bytes that it writes to its host.
+ * @param {Costs} costs
  * @returns {import('../dist/index.js').FormatDriver}
  */
-function counting(count) {
+function counting(costs) {
   /** @param {import('../dist/index.js').FormatHost} host */
   const wrap = (host) => {
     const write = /** @type {typeof host.write} */ (
       (offset, data, options) => {
-        count.writes++
-        if (data instanceof Uint8Array) count.bytes += data.length
-        else for (const piece of data) count.bytes += piece.length
+        if (data instanceof Uint8Array) costs.hostBytes += data.length
+        else for (const piece of data) costs.hostBytes += piece.length
         return host.write(offset, data, options)
       }
     )
@@ -95,218 +108,275 @@ function counting(count) {
 }
 
 /**
- * @typedef {object} Sample
- * @property {number} perSecond
- * @property {number} hostBytes per byte of the guest
- * @property {number} runs per 1000 requests
- * @property {number} tables writes of them, per 1000 requests
- * @property {number} flushes per 1000 requests
- * @property {number} clusters allocated per 1000 requests
+ * What is done to a new image.
+ * @typedef {object} Work
+ * @property {number} size of the guest, in bytes
+ * @property {(disk: BlockDevice) => Promise<{ requests: number, bytes: number }>} run
  */
 
 /**
- * @param {string} image
- * @param {object} how
- * @param {number} how.size
- * @param {boolean} how.direct
- * @param {'full' | 'off'} how.mode
- * @param {(disk: import('../dist/index.js').BlockDevice) => Promise<{ requests: number, bytes: number }>} work
- * @returns {Promise<Sample>}
+ * Fills new images, one after the other.
+ * @param {string} name
+ * @param {'full' | 'off'} mode
+ * @param {Folder} folder
+ * @param {Work} work
+ * @param {Costs} costs
+ * @returns {Contender}
  */
-async function measure(image, { size, direct, mode }, work) {
-  const count = { writes: 0, bytes: 0 }
-  const made = await create(image, { format: 'qcow2', size, overwrite: true })
-  await made.close()
-  const disk = await open(image, { format: counting(count), direct, merge: { mode } })
-  const start = process.hrtime.bigint()
-  const done = await work(disk)
-  const seconds = Number(process.hrtime.bigint() - start) / 1e9
-  const { write, metadata, flushes } = disk.stats
-  const per1000 = 1000 / done.requests
-  await disk.close()
-  const { allocatedClusters } = await checked(image)
-  fs.rmSync(image)
+function filling(name, mode, folder, work, costs) {
+  const image = path.join(folder.path, 'image.qcow2')
   return {
-    perSecond: done.requests / seconds,
-    hostBytes: count.bytes / done.bytes,
-    runs: write.submissions * per1000,
-    tables: metadata.submissions * per1000,
-    flushes: flushes * per1000,
-    clusters: allocatedClusters * per1000,
+    name,
+    run: async (duration_ms) => {
+      const sample = { requests: 0, submissions: 0, elapsed_ns: 0, user_us: 0, system_us: 0 }
+      while (sample.elapsed_ns < duration_ms * 1e6) {
+        await (await create(image, { format: 'qcow2', size: work.size, overwrite: true })).close()
+        const disk = await open(image, { format: counting(costs), direct: folder.direct, merge: { mode } })
+        const cpu = process.cpuUsage()
+        const started_ms = performance.now()
+        const done = await work.run(disk)
+        sample.elapsed_ns += (performance.now() - started_ms) * 1e6
+        const { user, system } = process.cpuUsage(cpu)
+        sample.user_us += user
+        sample.system_us += system
+        sample.requests += done.requests
+        const { write, metadata, flushes } = disk.stats
+        sample.submissions += write.submissions
+        costs.requests += done.requests
+        costs.guestBytes += done.bytes
+        costs.tables += metadata.submissions
+        costs.flushes += flushes
+        const { allocatedClusters, corruptions, leaks } = await disk.check()
+        if (corruptions + leaks > 0) throw new Error(`${image} is not in order after the benchmark`)
+        costs.clusters += allocatedClusters
+        await disk.close()
+        fs.rmSync(image)
+      }
+      return sample
+    },
   }
+}
+
+/** As `qemu-img bench` does it: so many under way, each followed by the next. @param {Pattern} pattern @returns {Work} */
+function writing({ step, flushEvery }) {
+  return {
+    size: GUEST_BYTES,
+    run: async (disk) => {
+      const data = disk.alloc(REQUEST_BYTES).fill(0x55)
+      let next = 0
+      const lane = async () => {
+        while (next < COUNT) {
+          const n = next++
+          await disk.write((n * step) % GUEST_BYTES, data)
+          if (flushEvery > 0 && n % flushEvery === flushEvery - 1) await disk.flush()
+        }
+      }
+      await Promise.all(Array.from({ length: DEPTH }, lane))
+      return { requests: COUNT, bytes: COUNT * REQUEST_BYTES }
+    },
+  }
+}
+
+/** A guest's own batches, one after the other; a flush where it flushed. @param {string} name @returns {Promise<Work>} */
+async function recorded(name) {
+  const trace = await readTrace(fileURLToPath(new URL(`traces/${name}.csv.gz`, import.meta.url)))
+  return {
+    size: Math.ceil(trace.diskEnd / MIB) * MIB,
+    run: async (disk) => {
+      const data = disk.alloc(4 * MIB).fill(0x55)
+      let requests = 0
+      let bytes = 0
+      /** @type {Promise<unknown>[]} */
+      const under = []
+      for (const batch of trace.batches) {
+        const writes = batch.filter(({ op }) => op === 'W')
+        if (writes.length > 0) {
+          under.push(disk.multiwrite(writes.map(({ offset, length }) => ({ offset, data: data.subarray(0, length) }))))
+        }
+        requests += writes.length
+        for (const { length } of writes) bytes += length
+        if (batch.some(({ op }) => op === 'F')) under.push(disk.flush())
+        if (under.length >= BATCHES_AT_ONCE) await Promise.all(under.splice(0))
+      }
+      await Promise.all(under)
+      return { requests, bytes }
+    },
+  }
+}
+
+/** @param {Pattern} pattern @param {boolean} direct @param {number} count @param {string} image */
+function qemuArguments({ step, flushEvery }, direct, count, image) {
+  return [
+    ...['bench', '-w', '-f', 'qcow2', '-c', String(count), '-d', String(DEPTH), '-s', String(REQUEST_BYTES)],
+    ...['-S', String(step), '-t', direct ? 'none' : 'writeback', ...(direct ? ['-n'] : [])],
+    ...(flushEvery > 0 ? [`--flush-interval=${flushEvery}`, '--no-drain'] : []),
+    image,
+  ]
 }
 
 /** @param {string} image */
-async function checked(image) {
-  const disk = await open(image, { format: 'qcow2', readOnly: true })
-  const result = await disk.check()
-  await disk.close()
-  if (result.corruptions + result.leaks > 0) throw new Error(`${image} is not in order after the benchmark`)
-  return result
+function makeByQemu(image) {
+  execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', image, String(GUEST_BYTES)])
 }
 
-/** As `qemu-img bench` does it: so many under way, each followed by the next. @param {Pattern} pattern */
-function writer(pattern) {
-  /** @param {import('../dist/index.js').BlockDevice} disk */
-  return async (disk) => {
-    const data = disk.alloc(REQUEST_BYTES).fill(0x55)
-    let next = 0
-    const lane = async () => {
-      while (next < pattern.count) {
-        const n = next++
-        await disk.write(placeOf(pattern, n), data)
-        if (pattern.flushEvery > 0 && n % pattern.flushEvery === pattern.flushEvery - 1) await disk.flush()
+/**
+ * QEMU filling one image a round: its benchmark is given a number of requests, not a time.
+ * @param {Folder} folder
+ * @param {Pattern} pattern
+ * @returns {Contender}
+ */
+function qemu({ path: folder, direct }, pattern) {
+  const image = path.join(folder, 'image.qcow2')
+  /** @param {number} count */
+  const fill = async (count) => {
+    makeByQemu(image)
+    const before = timeOfChildren()
+    const { stdout } = await promisify(execFile)('qemu-img', qemuArguments(pattern, direct, count, image))
+    const after = timeOfChildren()
+    fs.rmSync(image)
+    const seconds = Number(/in ([\d.]+) seconds/.exec(stdout)?.[1])
+    if (!(seconds > 0 || count === 1)) throw new Error(`qemu-img bench said: ${stdout}`)
+    const [user_us, system_us] = [after.user_us - before.user_us, after.system_us - before.system_us]
+    return { elapsed_ns: seconds * 1e9, user_us, system_us }
+  }
+  /** The program's start. @type {{ user_us: number, system_us: number } | null} */
+  let start = null
+  return {
+    name: QEMU,
+    run: async () => {
+      start ??= await fill(1)
+      const { elapsed_ns, user_us, system_us } = await fill(COUNT)
+      return {
+        requests: COUNT,
+        elapsed_ns,
+        user_us: Math.max(0, user_us - start.user_us),
+        system_us: Math.max(0, system_us - start.system_us),
       }
-    }
-    await Promise.all(Array.from({ length: DEPTH }, lane))
-    return { requests: pattern.count, bytes: pattern.count * REQUEST_BYTES }
+    },
   }
 }
 
-/** @param {string} image @param {Pattern} pattern @param {boolean} direct @param {string[]} before */
-function qemu(image, pattern, direct, before = []) {
-  execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', image, String(pattern.size)])
-  const args = ['bench', '-w', '-f', 'qcow2', '-c', String(pattern.count), '-d', String(DEPTH)]
-  args.push('-s', String(REQUEST_BYTES), '-S', String(pattern.step), '-t', direct ? 'none' : 'writeback')
-  if (direct) args.push('-n')
-  if (pattern.flushEvery > 0) args.push(`--flush-interval=${pattern.flushEvery}`, '--no-drain')
-  const [command, ...rest] = [...before, 'qemu-img', ...args, image]
-  const run = spawnSync(/** @type {string} */ (command), rest, { encoding: 'utf8' })
-  const seconds = Number(/in ([\d.]+) seconds/.exec(run.stdout)?.[1])
-  if (!(seconds > 0)) throw new Error(`qemu-img bench: ${run.stdout}${run.stderr}`)
-  fs.rmSync(image)
-  return pattern.count / seconds
-}
-
-/** What QEMU writes to the host for the same, by its system calls. @param {string} image @param {Pattern} pattern */
-function qemuBytes(image, pattern) {
-  if (!hasStrace) return null
-  const log = `${image}.strace`
-  // Buffered, on threads: asynchronous I/O would not show.
-  qemu(image, pattern, false, ['strace', '-f', '-q', '-e', 'trace=pwrite64,pwritev', '-o', log])
-  let bytes = 0
-  for (const line of fs.readFileSync(log, 'utf8').split('\n')) {
-    const result = /(?:pwritev?(?:64)?\(.*|resumed>.*) = (\d+)$/.exec(line)
-    if (result !== null) bytes += Number(result[1])
-  }
-  fs.rmSync(log)
-  return bytes / (pattern.count * REQUEST_BYTES)
-}
-
-/** @param {number} value */
-const decimal = (value) => (value < 10 ? value.toFixed(2) : value.toFixed(value < 100 ? 1 : 0))
-/** @param {number[]} list */
-const median = (list) => spread(list).median
-
-/** @param {string} name @param {Sample[]} samples */
-function tell(name, samples) {
-  /** @param {keyof Sample} key */
-  const of = (key) => median(samples.map((sample) => sample[key]))
-  const figures = [
-    `${Math.round(of('perSecond')).toLocaleString('en-US')} requests/s`,
-    `host/guest bytes ${of('hostBytes').toFixed(3)}`,
-    `per 1000: ${decimal(of('runs'))} runs, ${decimal(of('clusters'))} clusters, ${decimal(of('tables'))} table I/Os, ${decimal(of('flushes'))} flushes`,
-  ]
-  console.log(`  ${name.padEnd(14)} ${figures.join('; ')}`)
-}
-
-/** A guest's own batches, one after the other; a flush where it flushed. @param {string} name */
-async function recorded(name) {
-  const trace = await readTrace(fileURLToPath(new URL(`traces/${name}.csv.gz`, import.meta.url)))
-  /** @param {import('../dist/index.js').BlockDevice} disk */
-  const work = async (disk) => {
-    const data = disk.alloc(4 * MIB).fill(0x55)
-    let done = 0
+/** Bytes that QEMU writes to the host per byte of the guest; `null` where that can't be told. @param {Pattern} pattern */
+function bytesOfQemu(pattern) {
+  if (spawnSync('strace', ['-V']).status !== 0) return null
+  const { path: folder, remove } = tmpfsFolder()
+  try {
+    const [image, log] = [path.join(folder, 'image.qcow2'), path.join(folder, 'log')]
+    makeByQemu(image)
+    // Buffered, on threads: asynchronous I/O would not show.
+    const trace = ['-f', '-q', '--seccomp-bpf', '-e', 'trace=pwrite64,pwritev', '-o', log]
+    const run = spawnSync('strace', [...trace, 'qemu-img', ...qemuArguments(pattern, false, COUNT, image)])
+    if (run.status !== 0) return null
     let bytes = 0
-    /** @type {Promise<unknown>[]} */
-    let under = []
-    for (const batch of trace.batches) {
-      const writes = batch.filter(({ op }) => op === 'W')
-      if (writes.length > 0) {
-        under.push(disk.multiwrite(writes.map(({ offset, length }) => ({ offset, data: data.subarray(0, length) }))))
-      }
-      done += writes.length
-      for (const { length } of writes) bytes += length
-      if (batch.some(({ op }) => op === 'F')) under.push(disk.flush())
-      if (under.length >= 16) {
-        await Promise.all(under)
-        under = []
-      }
+    for (const line of fs.readFileSync(log, 'utf8').split('\n')) {
+      bytes += Number(/(?:pwritev?(?:64)?\(.*|resumed>.*) = (\d+)$/.exec(line)?.[1] ?? 0)
     }
-    await Promise.all(under)
-    return { requests: done, bytes }
-  }
-  return { size: Math.ceil(trace.diskEnd / MIB) * MIB, work }
-}
-
-/** @param {string} title @param {string} folder @param {boolean} direct */
-async function compare(title, folder, direct) {
-  const image = path.join(folder, 'image.qcow2')
-  for (const pattern of patterns) {
-    console.log(`\n${pattern.name}, ${pattern.count.toLocaleString('en-US')} requests, depth ${DEPTH}, ${title}`)
-    const how = { size: pattern.size, direct }
-    /** @type {{ full: Sample[], off: Sample[], qemu: number[] }} */
-    const found = { full: [], off: [], qemu: [] }
-    const contenders = [
-      async () => found.qemu.push(hasQemu ? qemu(image, pattern, direct) : 0),
-      async () => found.full.push(await measure(image, { ...how, mode: 'full' }, writer(pattern))),
-      async () => found.off.push(await measure(image, { ...how, mode: 'off' }, writer(pattern))),
-    ]
-    // The first round warms up. Each takes its turn behind each other one: what was written is written back meanwhile.
-    for (let round = 0; round <= rounds; round++) {
-      for (let n = 0; n < contenders.length; n++) await contenders[(round + n) % contenders.length]?.()
-    }
-    for (const list of [found.full, found.off, found.qemu]) list.shift()
-    tell('merged', found.full)
-    tell('not merged', found.off)
-    const beside = found.full.map(({ perSecond }, n) => perSecond / /** @type {Sample} */ (found.off[n]).perSecond)
-    console.log(`  merged / not merged: ${decimal(median(beside))}`)
-    if (!hasQemu) continue
-    const bytes = qemuBytes(image, pattern)
-    const words = bytes === null ? '' : `; host/guest bytes ${bytes.toFixed(3)}`
-    console.log(
-      `  ${'qemu-img bench'.padEnd(14)} ${Math.round(median(found.qemu)).toLocaleString('en-US')} requests/s${words}`,
-    )
-    const ratios = found.full.map(({ perSecond }, n) => perSecond / /** @type {number} */ (found.qemu[n]))
-    const { min, max } = spread(ratios)
-    console.log(`  merged / qemu-img bench: ${decimal(median(ratios))} (${decimal(min)} to ${decimal(max)})`)
+    return bytes / GUEST_BYTES
+  } finally {
+    remove()
   }
 }
 
-/** @param {string} folder */
-async function replay(folder) {
-  const image = path.join(folder, 'image.qcow2')
-  for (const name of ['ext4-cp', 'fio-4k-4streams']) {
-    const { size, work } = await recorded(name)
-    console.log(`\nrecorded guest: ${name}, buffered, in memory`)
-    /** @type {Record<'full' | 'off', Sample[]>} */
-    const found = { full: [], off: [] }
-    for (let round = 0; round <= rounds; round++) {
-      const modes = /** @type {const} */ (round % 2 === 0 ? ['full', 'off'] : ['off', 'full'])
-      for (const mode of modes) {
-        const sample = await measure(image, { size, direct: false, mode }, work)
-        if (round > 0) found[mode].push(sample)
-      }
-    }
-    tell('merged', found.full)
-    tell('not merged', found.off)
+/**
+ * Ours with merging and without, and the costs of both.
+ * @param {Folder} folder
+ * @param {Work} work
+ */
+function ours(folder, work) {
+  const [merged, unmerged] = [new Costs(), new Costs()]
+  const contenders = [filling(MERGED, 'full', folder, work, merged), filling(NOT_MERGED, 'off', folder, work, unmerged)]
+  return { contenders, merged, unmerged }
+}
+
+/**
+ * @param {string} title
+ * @param {Folder} folder
+ * @param {Work} work
+ * @param {Pattern | null} pattern what QEMU can do as well
+ * @param {Settings} settings
+ * @returns {Promise<Table>}
+ */
+async function table(title, folder, work, pattern, settings) {
+  const { contenders, merged, unmerged } = ours(folder, work)
+  if (pattern !== null && settings.qemu) contenders.push(qemu(folder, pattern))
+  const chosen = contenders.filter(({ name }) => settings.only === null || settings.only.test(name))
+  const results = chosen.length === 0 ? [] : await measure(chosen, [NOT_MERGED, QEMU], settings)
+  const whole = `${title}; ${folder.name}`
+  const costs = [
+    { name: MERGED, figures: merged.figures },
+    { name: NOT_MERGED, figures: unmerged.figures },
+  ].filter(({ name }) => chosen.some((one) => one.name === name))
+  const bytes = chosen.some(({ name }) => name === QEMU) && pattern !== null ? bytesOfQemu(pattern) : null
+  return {
+    title: whole,
+    latency: false,
+    limits: await limitsIn(folder),
+    results,
+    costs: {
+      title: `what it cost, per 1000 requests; ${whole}`,
+      costs: bytes === null ? costs : [...costs, { name: QEMU, figures: { [HOST_BYTES]: bytes } }],
+    },
   }
 }
 
-/** @param {string} parent */
-function folderIn(parent) {
-  fs.mkdirSync(parent, { recursive: true })
-  const folder = fs.mkdtempSync(path.join(parent, 'multiwrite-bench-'))
-  atTheLatestAtExit(() => fs.rmSync(folder, { recursive: true, force: true }))
-  return folder
+/** @param {Folder} folder */
+async function limitsIn(folder) {
+  const file = path.join(folder.path, 'limits')
+  const disk = await create(file, { size: REQUEST_BYTES, direct: folder.direct })
+  const { limits } = disk
+  await disk.close()
+  fs.rmSync(file)
+  return limits
 }
 
-console.log(
-  `node ${process.version}; ${hasQemu ? execFileSync('qemu-img', ['--version'], { encoding: 'utf8' }).split('\n')[0] : 'no qemu-img'}; medians of ${rounds} rounds`,
-)
-const memory = fs.existsSync('/dev/shm') ? folderIn('/dev/shm') : folderIn(values.disk)
-await compare('buffered, in memory', memory, false)
-await replay(memory)
-const disk = folderIn(values.disk)
-await compare(`buffered, on ${path.resolve(values.disk)}`.replace(process.cwd(), '.'), disk, false)
-await compare(`direct, on ${path.resolve(values.disk)}`.replace(process.cwd(), '.'), disk, true)
+/** The section of the suite. @param {Settings} settings @returns {AsyncGenerator<Table>} */
+export async function* growingImages(settings) {
+  const memory = tmpfsFolder()
+  try {
+    for (const pattern of settings.quick ? [SEQUENTIAL] : PATTERNS) {
+      const title = `4 KiB writes into a new qcow2 image, ${pattern.name}, depth ${DEPTH}`
+      yield await table(title, memory, writing(pattern), pattern, settings)
+    }
+    for (const name of settings.quick ? [] : TRACES) {
+      yield await table(
+        `a recorded guest, into a new qcow2 image: ${name}`,
+        memory,
+        await recorded(name),
+        null,
+        settings,
+      )
+    }
+  } finally {
+    memory.remove()
+  }
+  if (settings.quick) return
+  const disk = ext4Folder(FOLDER_BYTES)
+  try {
+    for (const pattern of [SEQUENTIAL, /** @type {Pattern} */ (PATTERNS.at(-1))]) {
+      const title = `4 KiB writes into a new qcow2 image, ${pattern.name}, depth ${DEPTH}`
+      yield await table(title, disk, writing(pattern), pattern, settings)
+    }
+  } finally {
+    disk.remove()
+  }
+}
+
+/**
+ * Sequential writes, for the goal: ours, ours unmerged and QEMU's, and the bytes on the host of all three.
+ * @param {Folder} folder
+ */
+export function sequentialGrowth(folder) {
+  const { contenders, merged, unmerged } = ours(folder, writing(SEQUENTIAL))
+  const [mine, off] = /** @type {[Contender, Contender]} */ (contenders)
+  return {
+    mine,
+    off,
+    peer: qemu(folder, SEQUENTIAL),
+    hostBytes: () => merged.figures[HOST_BYTES],
+    hostBytesUnmerged: () => unmerged.figures[HOST_BYTES],
+    hostBytesOfPeer: () => bytesOfQemu(SEQUENTIAL),
+  }
+}
+
+/** Where the goal is measured. @returns {(() => Folder)[]} */
+export const growthFolders = [() => ext4Folder(FOLDER_BYTES), tmpfsFolder]

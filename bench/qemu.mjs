@@ -25,7 +25,7 @@ export function qemuVersion() {
   }
 }
 
-/** What the kernel has charged to children that have ended. */
+/** CPU time of all children that have ended so far, in microseconds, by hundredths of a second. */
 export function timeOfChildren() {
   const stat = fs.readFileSync('/proc/self/stat', 'utf8')
   const fields = stat

@@ -131,13 +131,13 @@ function printRows(rows) {
 /** @param {import('./costs.mjs').CostTable} table */
 function printCosts({ title, costs }) {
   console.log(`\n${title}\n`)
-  const columns = [...new Set(costs.flatMap(({ perRequest }) => Object.keys(perRequest)))]
+  const columns = [...new Set(costs.flatMap(({ figures }) => Object.keys(figures)))]
   /** @param {number | null | undefined} value */
   const cell = (value) =>
     value === undefined ? '' : value === null ? '?' : value < 100 ? value.toFixed(3) : count(value)
   printRows([
     ['', ...columns],
-    ...costs.map(({ name, perRequest }) => [name, ...columns.map((key) => cell(perRequest[key]))]),
+    ...costs.map(({ name, figures }) => [name, ...columns.map((key) => cell(figures[key]))]),
   ])
 }
 
@@ -232,6 +232,7 @@ for (const { name, tables: tablesOf } of wantedSections) {
   for await (const table of had(name, tablesOf(settings))) {
     if (table.results.length === 0) continue
     print(table)
+    if (table.costs !== undefined) printCosts(table.costs)
     tables.push({ section: name, ...table })
   }
 }

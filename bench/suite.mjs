@@ -6,6 +6,7 @@ import { CONVERT, DD, DD_CMP, flashers, makeImage, QEMU_DD } from './flashers.mj
 import { measure } from './measure.mjs'
 import { multiwrite, multiwriteCallbacks, writes, writesSingly } from './ours.mjs'
 import { fsWriteFanOut, fsWriteSingly, promisesFanOut, writevByHand } from './peers.mjs'
+import { growingImages } from './qcow2.mjs'
 import { ext4File, loopDevice, tmpfsFile } from './targets.mjs'
 import { adjacent, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mjs'
 
@@ -29,6 +30,7 @@ import { adjacent, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mj
  * @property {boolean} latency whether it is about latency
  * @property {import('../dist/index.js').DeviceLimits} limits
  * @property {import('./measure.mjs').Result[]} results
+ * @property {import('./costs.mjs').CostTable} [costs] what was counted besides
  */
 
 /**
@@ -78,6 +80,7 @@ export const sections = [
   { name: 'tmpfs', tables: (settings) => onTarget(() => tmpfsFile(TARGET_BYTES), settings, fileBatches) },
   { name: 'flash', tables: (settings) => onTarget(() => loopDevice(FLASHED_BYTES), settings, flashed) },
   { name: 'flash-ext4', tables: (settings) => onTarget(() => ext4File(FLASHED_BYTES, true), settings, flashed) },
+  { name: 'qcow2', tables: growingImages },
 ]
 
 /**

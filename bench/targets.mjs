@@ -148,6 +148,34 @@ export function loopDevice(size, folder) {
 }
 
 /**
+ * A place for files that grow.
+ * @typedef {object} Folder
+ * @property {string} name
+ * @property {string} path
+ * @property {boolean} direct whether files in it are to be opened with O_DIRECT
+ * @property {() => void} remove close its files first
+ */
+
+/**
+ * A folder on ext4, with room for so many bytes: see `ext4File`.
+ * @param {number} size
+ * @returns {Folder}
+ */
+export function ext4Folder(size) {
+  const { mount, below, remove } = noLoop() === '' ? mountExt4(size + EXT4_OVERHEAD_BYTES) : ownExt4()
+  return { name: `ext4 on ${below}, direct`, path: mount, direct: true, remove }
+}
+
+/**
+ * A folder whose files are page cache and nothing else.
+ * @returns {Folder}
+ */
+export function tmpfsFolder() {
+  const { directory, remove } = temporaryDirectory(memoryDirectory())
+  return { name: 'tmpfs, buffered', path: directory, direct: false, remove }
+}
+
+/**
  * A file on ext4. With root it lies on a loop device over tmpfs, so that no real disk is measured; else on the file system of
  * the temporary directory, if that is ext4.
  * @param {number} size
