@@ -117,6 +117,22 @@ describe('a hole in the file', () => {
   })
 })
 
+// Each stretch of what lies below was given a table, only to say nothing in it.
+test('to discard what an image does not have takes no room in it', async () => {
+  await inDirectory(async (directory) => {
+    const [image, below] = [imageIn(directory), `${directory}/below`]
+    const size = 16 * MIB
+    fs.writeFileSync(below, Buffer.alloc(size, 7))
+    const backing = { path: below, format: 'raw' } as const
+    const disk = await create(image, { format: 'qcow2', size, clusterSize: 512, backing })
+    const before = await disk.check()
+    await disk.discard(0, size)
+    await disk.flush()
+    expect(await disk.check()).toEqual(before)
+    await disk.close()
+  })
+})
+
 // The shape of QEMU's test 250: more than 2 GiB given up at once. Only its ends are written, the file has no more.
 test('more than 2 GiB are given up by one call', async () => {
   await inDirectory(async (directory) => {

@@ -190,6 +190,8 @@ class Check {
         result.corruptions++
         continue
       }
+      // Whoever wrote there would write to the table.
+      if (this.#metadata.isTable(offset / size)) result.corruptions++
       this.#count(offset, size, times)
       if (!isActive) continue
       result.allocatedClusters += times

@@ -33,7 +33,7 @@ export class Emptying {
     const stop = end === this.#header.size ? Math.ceil(end / size) * size : end - (end % size)
     if (start >= stop) return this.#writeZeros(offset, end)
     await this.#writeZeros(offset, start)
-    await this.#eachCluster(start, stop, (table, i, place) => this.#zero(table, i, place, unmap))
+    await this.#eachCluster(start, stop, false, (table, i, place) => this.#zero(table, i, place, unmap))
     await this.#writeZeros(Math.min(stop, end), end)
   }
 
@@ -43,7 +43,7 @@ export class Emptying {
     const end = offset + length
     const start = Math.ceil(offset / size) * size
     const stop = end === this.#header.size ? Math.ceil(end / size) * size : end - (end % size)
-    await this.#eachCluster(start, stop, (table, i, place) => {
+    await this.#eachCluster(start, stop, true, (table, i, place) => {
       const kind = this.#mapping.kindOf(table, i)
       if (kind === Kind.none || (kind === Kind.zero && this.#mapping.hostOf(table, i) === 0)) return true
       if (!this.#reading.mayBeBacked(place)) this.#mapping.unmap(table, i, false)
@@ -76,10 +76,15 @@ export class Emptying {
     return true
   }
 
-  /** Asks for each cluster; where the answer is no, zeros are written. */
+  /**
+   * Asks for each cluster; where the answer is no, zeros are written.
+   *
+   * @param onlyStored leaves out what the image has no table for, whatever lies below
+   */
   async #eachCluster(
     start: number,
     stop: number,
+    onlyStored: boolean,
     empty: (table: Table, i: number, place: number) => boolean,
   ): Promise<void> {
     const { coverage } = this.#mapping
@@ -89,7 +94,7 @@ export class Emptying {
       const l1Index = Math.floor(place / coverage)
       const next = Math.min(stop, (l1Index + 1) * coverage)
       // Where there is no table and nothing below, there is nothing to do.
-      if (this.#mapping.tableOffset(l1Index) === 0 && !this.#reading.mayBeBacked(place)) {
+      if (this.#mapping.tableOffset(l1Index) === 0 && (onlyStored || !this.#reading.mayBeBacked(place))) {
         place = next
         continue
       }

@@ -108,10 +108,17 @@ export class Qcow2Image implements FormatImage {
     return this.#header.size
   }
 
-  /** Enters where all tables lie, so that nothing of the guest is ever written there. */
+  /** Enters where all tables lie, so that nothing of the guest is ever written there. If they overlap nothing is written at all. */
   async claimTables(): Promise<void> {
+    const wrong = await this.#claimAll()
+    if (wrong !== null) this.metadata.fail(wrong)
+  }
+
+  /** Returns what is wrong with the places of tables, if anything. */
+  async #claimAll(): Promise<string | null> {
     const { snapshotCount, snapshotOffset, bitmaps, clusterSize } = this.#header
     const { metadata } = this
+    metadata.forget()
     metadata.claim(0, clusterSize)
     let wrong = this.#refcounts.blocks.claimTables()
     wrong = this.#mapping.claimTables() ?? wrong
@@ -127,7 +134,7 @@ export class Qcow2Image implements FormatImage {
     if (bitmaps !== null && metadata.claim(bitmaps.offset, bitmaps.length)) {
       wrong ??= 'its directory of bitmaps lies in another table'
     }
-    if (wrong !== null) metadata.fail(wrong)
+    return wrong
   }
 
   prepare(ranges: readonly Range[]): Promise<void> | undefined {
@@ -300,6 +307,9 @@ export class Qcow2Image implements FormatImage {
       })
     } catch (error) {
       if (this.metadata.failure === null) await this.#refcounts.release(taken).catch(() => undefined)
+      // What the guest has changed meanwhile is in the new one; it is as long as the old one again.
+      const { buffer, byteOffset } = this.#mapping.l1
+      this.#mapping.l1 = new DataView(buffer, byteOffset, l1Size * 8)
       throw error
     }
     this.metadata.claim(offset, clusters * this.clusterSize)
@@ -312,7 +322,10 @@ export class Qcow2Image implements FormatImage {
     if (!this.#readOnly && this.#begun === true) await this.#committer.finish()
     if (repair) this.#refcounts.end.growable = await isGrowable(this.#host)
     const mend = repair ? (): Promise<void> => this.#committer.finish() : null
-    const result = await checkImage(this.metadata, this.#header, this.#mapping, this.#refcounts, mend)
+    // That tables lie in each other no count tells: it may say "two".
+    const wrong = await this.#claimAll().catch(() => null)
+    const found = await checkImage(this.metadata, this.#header, this.#mapping, this.#refcounts, mend)
+    const result = wrong === null ? found : { ...found, corruptions: found.corruptions + 1 }
     if (!repair || result.leaks + result.corruptions + result.checkErrors > 0) return result
     if ((this.#header.incompatible & INCOMPATIBLE.dirty) !== 0) await this.#setIncompatible(0)
     this.metadata.heal()

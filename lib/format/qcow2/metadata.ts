@@ -115,6 +115,7 @@ export class Metadata {
     return this.#tables.has(cluster)
   }
 
+  /** Takes back every `claim`. */
   forget(): void {
     this.#tables.clear()
   }
@@ -130,9 +131,9 @@ export class Metadata {
     return this.#failure
   }
 
-  /** Everything was looked through and is in order again. */
+  /** Everything was looked through and is in order again, as far as can be told. */
   heal(): void {
-    this.#failure = null
+    this.#failure = this.#uncertain
   }
 
   /** What was accepted before the image was found to contradict itself may still be written, but not to a table that is void. */

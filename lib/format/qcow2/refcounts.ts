@@ -203,6 +203,8 @@ export class Refcounts {
         this.#metadata.fail(`cluster ${cluster} is in use and counts as free`)
         continue
       }
+      // Counts of 64 bits may say what no number here can: they stay as they are.
+      if (count > Number.MAX_SAFE_INTEGER) continue
       this.blocks.set(block, cluster % this.blocks.perBlock, count - 1)
       if (count === 1 && cluster < this.#cursor) this.#cursor = cluster
     }

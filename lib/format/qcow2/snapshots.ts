@@ -22,13 +22,13 @@ export async function readSnapshots(
   const { snapshotCount, snapshotOffset, clusterSize } = header
   const snapshots: Snapshot[] = []
   let bytes = Buffer.alloc(0)
-  // The table does not say how long it is: it is read as far as its entries go.
+  // The table does not say how long it is: it is read as far as its entries go, in ever larger pieces.
   const need = async (end: number): Promise<void> => {
     if (end > SNAPSHOT_TABLE_BYTES_MAX)
       throw invalid(path, `a table of snapshots of more than ${SNAPSHOT_TABLE_BYTES_MAX} bytes`)
-    while (bytes.length < end) {
-      bytes = Buffer.concat([bytes, await metadata.read(snapshotOffset + bytes.length, READ_BYTES)])
-    }
+    if (bytes.length >= end) return
+    const more = Math.max(READ_BYTES, bytes.length, end - bytes.length)
+    bytes = Buffer.concat([bytes, await metadata.read(snapshotOffset + bytes.length, more)])
   }
   let at = 0
   for (let n = 0; n < snapshotCount; n++) {
