@@ -17,7 +17,7 @@ const OTHERS_MAX = 0.15
 /** So many times the rounds asked for are measured at the most. */
 const ATTEMPTS = 2
 /** From then on, since the start of the program, disturbed rounds count: the whole suite is to end within ten minutes. */
-const PATIENCE_MS = 4 * 60_000
+const PATIENCE_MS = 3 * 60_000
 
 /** How many rounds were measured, and how many of them were disturbed so much that they do not count. */
 export const roundsSoFar = { measured: 0, dropped: 0 }

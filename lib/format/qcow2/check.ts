@@ -25,6 +25,8 @@ import { Table } from './table.ts'
 /** Small: references of a hostile image may lie far apart, each in a page of its own. */
 const PAGE = 128
 const READ_BYTES = 1 << 20
+/** So far apart two tables are still read by one call. */
+const NEAR_BYTES = 32 << 10
 
 /** References by cluster. A page is made when something in it is counted. */
 class Counts {
@@ -156,10 +158,28 @@ class Check {
         times.set(offset, (times.get(offset) ?? 0) + 1)
       }
     }
-    for (const [offset, count] of times) {
-      this.#count(offset, this.#clusterSize, count)
-      const bytes = await this.#metadata.read(offset, this.#clusterSize)
-      this.#countL2(new Table(0, offset, bytes, true), isActive, count)
+    for await (const table of this.#tablesAt([...times.keys()])) {
+      const count = times.get(table.offset)!
+      this.#count(table.offset, this.#clusterSize, count)
+      this.#countL2(table, isActive, count)
+    }
+  }
+
+  /** The tables of one cluster at these offsets, in the order of the host: those that lie near each other are read together. */
+  async *#tablesAt(offsets: number[]): AsyncGenerator<Table> {
+    const size = this.#clusterSize
+    const max = Math.max(size, READ_BYTES)
+    offsets.sort((a, b) => a - b)
+    for (let from = 0; from < offsets.length; ) {
+      const start = offsets[from]!
+      let to = from + 1
+      while (to < offsets.length && offsets[to]! + size - start <= max && offsets[to]! - offsets[to - 1]! <= NEAR_BYTES)
+        to++
+      const bytes = await this.#metadata.read(start, offsets[to - 1]! + size - start)
+      for (; from < to; from++) {
+        const at = offsets[from]! - start
+        yield new Table(0, offsets[from]!, bytes.subarray(at, at + size), true)
+      }
     }
   }
 
@@ -275,7 +295,8 @@ class Check {
   /** The active tables say of each cluster whether it is referred to once. */
   async #checkFlags(): Promise<void> {
     const { l1Size } = this.#header
-    const seen = new Set<number>()
+    /** For each table the first entry that names it. */
+    const seen = new Map<number, number>()
     for (let l1Index = 0; l1Index < l1Size; l1Index++) {
       const high = this.#mapping.l1.getUint32(l1Index * 8)
       const offset = offsetOf(high, this.#mapping.l1.getUint32(l1Index * 8 + 4))
@@ -284,9 +305,10 @@ class Check {
         this.#result.corruptions++
         this.#wrongL1.push(l1Index)
       }
-      if (seen.has(offset)) continue
-      seen.add(offset)
-      const table = new Table(l1Index, offset, await this.#metadata.read(offset, this.#clusterSize), true)
+      if (!seen.has(offset)) seen.set(offset, l1Index)
+    }
+    for await (const table of this.#tablesAt([...seen.keys()])) {
+      const l1Index = seen.get(table.offset)!
       for (let i = 0; i < this.#mapping.perTable; i++) {
         const entry = table.high(i)
         const host = (entry & COMPRESSED_HIGH) === 0 ? offsetOf(entry, table.low(i)) : 0

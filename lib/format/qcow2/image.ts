@@ -6,6 +6,7 @@ import { BlockError } from '../../errors.ts'
 import type { CheckResult, FormatBacking, FormatHost, FormatImage, FormatOptions, Range } from '../driver.ts'
 import { clustersOfBitmaps } from './bitmaps.ts'
 import { checkImage } from './check.ts'
+import { claimTables } from './claims.ts'
 import { Committer } from './commit.ts'
 import { Decompressor } from './compressed.ts'
 import { Emptying } from './empty.ts'
@@ -18,7 +19,6 @@ import { Pieces } from './pieces.ts'
 import { Reading } from './read.ts'
 import { Readers } from './readers.ts'
 import { Refcounts } from './refcounts.ts'
-import { readSnapshots } from './snapshots.ts'
 import { Writing } from './write.ts'
 
 const { EOPNOTSUPP, EROFS } = constants.errno
@@ -108,33 +108,11 @@ export class Qcow2Image implements FormatImage {
     return this.#header.size
   }
 
-  /** Enters where all tables lie, so that nothing of the guest is ever written there. If they overlap nothing is written at all. */
-  async claimTables(): Promise<void> {
-    const wrong = await this.#claimAll()
-    if (wrong !== null) this.metadata.fail(wrong)
-  }
-
-  /** Returns what is wrong with the places of tables, if anything. */
-  async #claimAll(): Promise<string | null> {
-    const { snapshotCount, snapshotOffset, bitmaps, clusterSize } = this.#header
-    const { metadata } = this
-    metadata.forget()
-    metadata.claim(0, clusterSize)
-    let wrong = this.#refcounts.blocks.claimTables()
-    wrong = this.#mapping.claimTables() ?? wrong
-    if (snapshotCount > 0) {
-      const { snapshots, length } = await readSnapshots(metadata, this.#header)
-      if (metadata.claim(snapshotOffset, length)) wrong ??= 'its table of snapshots lies in another table'
-      for (const { l1Offset, l1Size } of snapshots) {
-        if (wrong !== null) break
-        if (l1Size > 0 && metadata.claim(l1Offset, l1Size * 8))
-          wrong ??= 'the L1 table of a snapshot lies in another table'
-      }
-    }
-    if (bitmaps !== null && metadata.claim(bitmaps.offset, bitmaps.length)) {
-      wrong ??= 'its directory of bitmaps lies in another table'
-    }
-    return wrong
+  /** Enters where all tables lie. If they overlap nothing is written any more. Returns whether they do. */
+  async claimTables(): Promise<boolean> {
+    const wrong = await claimTables(this.metadata, this.#header, this.#refcounts.blocks, this.#mapping)
+    if (wrong !== null && !this.#readOnly) this.metadata.fail(wrong)
+    return wrong !== null
   }
 
   prepare(ranges: readonly Range[]): Promise<void> | undefined {
@@ -323,9 +301,9 @@ export class Qcow2Image implements FormatImage {
     if (repair) this.#refcounts.end.growable = await isGrowable(this.#host)
     const mend = repair ? (): Promise<void> => this.#committer.finish() : null
     // That tables lie in each other no count tells: it may say "two".
-    const wrong = await this.#claimAll().catch(() => null)
+    const overlap = await this.claimTables().catch(() => false)
     const found = await checkImage(this.metadata, this.#header, this.#mapping, this.#refcounts, mend)
-    const result = wrong === null ? found : { ...found, corruptions: found.corruptions + 1 }
+    const result = overlap ? { ...found, corruptions: found.corruptions + 1 } : found
     if (!repair || result.leaks + result.corruptions + result.checkErrors > 0) return result
     if ((this.#header.incompatible & INCOMPATIBLE.dirty) !== 0) await this.#setIncompatible(0)
     this.metadata.heal()
