@@ -299,3 +299,94 @@ describe('random histories', () => {
     if (one === undefined) expect(refused).toBeGreaterThan(20)
   })
 })
+
+// Counts of 64 bits in clusters of 512 bytes: the refcount table moves every few MiB of the host, the L1 table with each growth.
+test('tables that move while others write, give up and fail', { timeout: 3_600_000 }, async () => {
+  const cluster = 512
+  let moved = 0
+  for (const seed of seeds(6, 400)) {
+    await inDirectory(async (directory) => {
+      const random = randomOf(seed + 2_000_000)
+      const pick = (max: number): number => Math.floor(random() * max)
+      const image = imageIn(directory)
+      const options = { clusterSize: cluster, refcountBits: 64, lazyRefcounts: random() < 0.2 } as const
+      await (await create(image, { format: 'qcow2', size: 1 << 20, ...options })).close()
+      const recorder = new Recorder()
+      recorder.recording = false
+      const disk = await open(image, { format: recorder.driver() })
+      const nth = seed % 4 === 0 ? Number.POSITIVE_INFINITY : pick(1500)
+      const many = random() < 0.3 ? 40 : 1
+      const how = random() < 0.5 ? 'before' : 'after'
+      recorder.fails = (n) => (n >= nth && n < nth + many ? how : null)
+      const where = `seed ${seed}, operation ${nth} and ${many - 1} more fail ${how} their effect`
+      /** What each cluster may hold. */
+      const may: Set<number>[] = Array.from({ length: (1 << 20) / cluster }, () => new Set([0]))
+      const act = async (value: number, first: number, count: number): Promise<void> => {
+        const [offset, length] = [first * cluster, count * cluster]
+        const isWrite = random() < 0.7
+        const acting = isWrite ? disk.write(offset, Buffer.alloc(length, value)) : disk.discard(offset, length)
+        const done = await acting.then(
+          () => true,
+          () => false,
+        )
+        for (let c = first; c < first + count; c++) {
+          if (done && isWrite) may[c] = new Set([value])
+          else may[c]!.add(isWrite ? value : 0)
+        }
+      }
+      for (let turn = 1; turn < 50; turn++) {
+        const under: Promise<unknown>[] = []
+        // Ranges of their own, so that it is known what becomes of them.
+        const share = Math.floor(may.length / 5)
+        for (let n = 0; n < 5; n++) {
+          const count = 1 + pick(Math.min(160, share - 1))
+          under.push(act(turn * 5 + n, n * share + pick(share - count), count))
+        }
+        if (random() < 0.25) under.push(disk.flush().catch(() => undefined))
+        if (random() < 0.25 && disk.size < 6 << 20) {
+          const size = disk.size + cluster * pick(4000)
+          const growing = disk.truncate(size).then(
+            () => {
+              while (may.length < size / cluster) may.push(new Set([0]))
+            },
+            () => undefined,
+          )
+          under.push(growing)
+        }
+        await Promise.all(under)
+      }
+      recorder.fails = null
+      const judge = async (reader: BlockDevice): Promise<void> => {
+        const into = Buffer.alloc(may.length * cluster)
+        await reader.read(0, into)
+        for (let c = 0; c < may.length; c++) {
+          const bytes = into.subarray(c * cluster, (c + 1) * cluster)
+          const is = bytes[0]!
+          const right = bytes.every((byte) => byte === is) && [...may[c]!].some((value) => value % 256 === is)
+          if (!right) throw new Error(`${where}: cluster ${c} begins with ${is}, may be ${[...may[c]!]}`)
+        }
+      }
+      await judge(disk)
+      const closed = await disk.close().then(
+        () => true,
+        () => false,
+      )
+      if (options.lazyRefcounts && !closed) return
+      const again = await open(image, { format: 'qcow2', readOnly: true })
+      const checked = await again.check()
+      expect({ where, ...checked }).toMatchObject({
+        where,
+        corruptions: 0,
+        checkErrors: 0,
+        ...(closed && nth > 1e9 ? { leaks: 0 } : {}),
+      })
+      if (closed) await judge(again)
+      await again.close()
+      if (fs.readFileSync(image).readUInt32BE(56) > 1) moved++
+      if (noQemu !== '' || (long && seed % 10 > 0)) return
+      const judged = qemuCheck(image)
+      if (judged.status !== 0 && judged.status !== 3) throw new Error(`${where}: ${judged.text}`)
+    })
+  }
+  if (one === undefined) expect(moved).toBeGreaterThan(0)
+})
