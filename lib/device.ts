@@ -166,7 +166,8 @@ export class BlockDevice {
 
   /**
    * Makes durable: resolves when every write issued before the call is on stable storage. A failed flush latches: this and
-   * every later one reject with its error until the device is opened again.
+   * every later one reject with its error until the device is opened again. Only if it failed because an image's tables could
+   * not be written, which are in memory still, the next one tries again.
    */
   async flush(): Promise<void> {
     this.#check('fdatasync')
@@ -177,7 +178,8 @@ export class BlockDevice {
 
   /**
    * Says that the content of a range is of no use any more, so that the device may forget it. What the range reads as
-   * afterwards is up to the device; a file reads as zeros. Bytes before the first and after the last whole block stay.
+   * afterwards is up to the device; a file reads as zeros. Bytes before the first and after the last whole block stay. A qcow2
+   * image gives whole clusters back, and their space to the file or device that holds it, after the next flush.
    *
    * @param offset bytes
    * @param length bytes

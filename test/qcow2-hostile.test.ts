@@ -452,7 +452,8 @@ const HANG_MS = 20_000
 function tellFailure(seed: number, bytes: Buffer, stage: string, error: unknown): void {
   const kept = path.join(os.tmpdir(), `multiwrite-damaged-${seed}.qcow2`)
   const why = error instanceof Error ? (error.stack ?? error.message) : String(error)
-  const words = `MULTIWRITE_SEED=${seed} failed while ${stage}; the image is ${kept}\n${why}\n`
+  const under = process.getActiveResourcesInfo().join(', ')
+  const words = `MULTIWRITE_SEED=${seed} failed while ${stage}; the image is ${kept}; under way: ${under}\n${why}\n`
   fs.writeFileSync(kept, bytes)
   fs.writeFileSync(`${kept}.txt`, words)
   fs.writeSync(2, words)
