@@ -242,6 +242,10 @@ describe('requests', () => {
         expect(await fill(1 << 20, 8 << 20)).toBeGreaterThan(50)
         await disk.flush()
         if (noQemu === '') expect([0, 3]).toContain(qemuCheck(image).status)
+        // Blocks of counts were made ahead for what the host has no room for: that is no damage.
+        expect(await disk.check()).toMatchObject({ corruptions: 0, checkErrors: 0 })
+        await disk.write(0, Buffer.alloc(4096, 1))
+        await disk.flush()
         max = Number.POSITIVE_INFINITY
         expect(await fill(8 << 20, 12 << 20)).toBe(0)
         const into = Buffer.alloc(12 << 20)

@@ -110,8 +110,9 @@ class Check {
     await this.#tryTo(() => this.#countSnapshots())
     await this.#tryTo(() => this.#countBitmaps())
     this.#count(refcountOffset, refcountClusters * this.#clusterSize)
-    for (const offset of this.#refcounts.blocks.table) {
-      if (offset === 0) continue
+    const { blocks } = this.#refcounts
+    for (const [index, offset] of blocks.table.entries()) {
+      if (offset === 0 || blocks.isAhead(index)) continue
       if (offset % this.#clusterSize !== 0) this.#result.corruptions++
       else this.#count(offset, this.#clusterSize)
     }

@@ -102,6 +102,11 @@ export class RefcountBlocks {
     return block
   }
 
+  /** Whether a block was made ahead for what the host could not grow to yet: it is in memory only, and describes nothing. */
+  isAhead(index: number): boolean {
+    return this.table[index]! >= this.#host.size && this.cache.get(index)?.linked === false
+  }
+
   /** Enters where the table and its blocks lie. Returns what is wrong with them, if anything. */
   claimTables(): string | null {
     const size = this.#clusterSize
@@ -111,7 +116,7 @@ export class RefcountBlocks {
     }
     for (let index = 0; index < this.table.length; index++) {
       const offset = this.table[index]!
-      if (offset === 0) continue
+      if (offset === 0 || this.isAhead(index)) continue
       if (offset % size !== 0 || offset >= this.#host.size) {
         wrong ??= `refcount block ${index} at ${offset}`
       } else if (this.#metadata.claim(offset, size)) {
