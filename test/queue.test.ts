@@ -88,7 +88,17 @@ class Device {
       tail: this.#blocks.tail,
     }
     const engine = this.engine as unknown as Engine
-    this.#queue = new Queue(engine, this.#gate, target, depth, true, newCounters(), null, () => undefined)
+    this.#queue = new Queue(
+      engine,
+      threadStaging('path'),
+      this.#gate,
+      target,
+      depth,
+      true,
+      newCounters(),
+      null,
+      () => undefined,
+    )
   }
 
   /** Writes memory to places, as one batch. */
@@ -113,7 +123,7 @@ class Device {
 }
 
 /** Memory that the kernel may be shown as it is, and memory that must be copied. */
-const ours = (length: number): Uint8Array => alignedBuffer(length, 4096)
+const ours = (length: number): Uint8Array => alignedBuffer(length, 4096, 'path')
 const foreign = (length: number): Uint8Array => Buffer.alloc(length)
 
 describe('without memory to copy into', () => {
@@ -135,7 +145,7 @@ describe('without memory to copy into', () => {
     device.write({ offset: free, data: ours(4096) })
     expect(engine.offsets.slice(pieces)).toEqual([free])
     // Room for the small one would be there if the large one had not come before it.
-    const staging = threadStaging()
+    const staging = threadStaging('path')
     engine.settle(0, MiB)
     expect(engine.offsets.slice(pieces - 1)).toEqual([large, free])
     device.write({ offset: late, data: ours(4096) })
