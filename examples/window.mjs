@@ -34,7 +34,11 @@ export function windowOf(start, length) {
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
-  const [path = '', start, length] = process.argv.slice(2)
+  const [path, start, length] = process.argv.slice(2)
+  if (path === undefined || !Number(length)) {
+    console.error('usage: node examples/window.mjs PATH START LENGTH, the last two in bytes')
+    process.exit(2)
+  }
   const disk = await open(path, { format: windowOf(Number(start), Number(length)), readOnly: true })
   const head = disk.alloc(64)
   await disk.read(0, head)
