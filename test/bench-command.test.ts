@@ -132,6 +132,26 @@ describe('a load', () => {
     }
     expect((await bench(...words, '--runtime=0.6')).stderr).toBe('')
   })
+
+  test('tells other programs how far it is, a line of JSON at a time', async () => {
+    let text = ''
+    const words = [`--filename=${inside('told')}`, '--rw=randread', '--size=1M', '--ramp=0.8', '--runtime=2']
+    const { status, stderr } = await cli(['bench', ...words, '--progress=3'], {
+      extra: (piece) => {
+        text += piece
+      },
+    })
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+    const states = text
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line))
+    expect([...new Set(states.map(({ phase }) => phase))]).toEqual(['ramp', 'measuring'])
+    const { done, bytesPerSecond, perSecond, ...last } = states.at(-1)
+    expect(last).toMatchObject({ load: 'randread', unit: 'requests' })
+    expect(done).toBeGreaterThan(states[0].done)
+    expect(bytesPerSecond / perSecond / 4096).toBeCloseTo(1, 1)
+  })
 })
 
 describe('JSON', () => {

@@ -4,6 +4,7 @@ import { writeFileSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { type Command, EXIT, type ExitStatus, Stop } from '../command.ts'
 import { Interrupt } from '../interrupt.ts'
+import { progressDescriptor } from '../progress.ts'
 import { type Comparison, compare, formatComparison } from './compare.ts'
 import { type Arguments, parseArguments } from './job.ts'
 import { formatHtml } from './output-html.ts'
@@ -27,7 +28,7 @@ async function run(argv: readonly string[]): Promise<ExitStatus> {
     process.stdout.write(USAGE)
     return EXIT.done
   }
-  const progress = new Progress(process.stderr)
+  const progress = new Progress(process.stderr, progressDescriptor(args.progress))
   const stop = new Int32Array(new SharedArrayBuffer(4))
   try {
     for (const file of [args.json, args.html]) checkOutput(file, args.job.filename)

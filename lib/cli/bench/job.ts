@@ -63,6 +63,8 @@ export interface Arguments {
   /** Where JSON goes: a file, `-` for standard output, `null` for nowhere. */
   json: string | null
   html: string | null
+  /** The descriptor that other programs hear of the progress by. */
+  progress: string | undefined
   /** The words as they were given, for the reports. */
   given: Record<string, string>
 }
@@ -103,6 +105,7 @@ const OPTIONS = {
   rounds: { type: 'string' },
   json: { type: 'string' },
   html: { type: 'string' },
+  progress: { type: 'string' },
   verify: { type: 'boolean' },
   force: { type: 'boolean' },
   help: { type: 'boolean' },
@@ -173,6 +176,7 @@ export function parseArguments(argv: readonly string[]): Arguments | 'help' {
     force: given.force !== undefined,
     json: given.json ?? null,
     html: given.html ?? null,
+    progress: given.progress,
     given,
   }
   checkTogether(args)

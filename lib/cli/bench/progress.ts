@@ -1,19 +1,31 @@
-// How a load goes on: a line on standard error, rewritten twice a second, from the numbers that its threads keep. Nothing at all
-// where that is no terminal: what must not be disturbed is being measured.
+// How a load goes on: a line on standard error, rewritten twice a second, from the numbers that its threads keep; and a line of
+// JSON for the program that asked for it. Nothing at all where that is no terminal and nobody asked: what must not be disturbed
+// is being measured.
 
+import { writeSync } from 'node:fs'
 import type { Job } from './job.ts'
 import { LIVE } from './loop.ts'
 import { binaryWord, countWord } from './units.ts'
 
 const INTERVAL_MS = 500
 
+/** What has come out so far. */
+interface Count {
+  at_ms: number
+  requests: number
+  bytes: number
+}
+
 export class Progress {
   readonly #stream: NodeJS.WriteStream
+  readonly #descriptor: number | null
   /** What is going on, where there are several loads. */
   label = ''
 
-  constructor(stream: NodeJS.WriteStream) {
+  /** @param descriptor for programs; `null`: nobody asked */
+  constructor(stream: NodeJS.WriteStream, descriptor: number | null) {
     this.#stream = stream
+    this.#descriptor = descriptor
   }
 
   /** Says what is being done, until the next line or `clear`. */
@@ -23,27 +35,42 @@ export class Progress {
 
   /** Follows a load by the numbers that its workers keep. */
   watch(job: Job, live: Float64Array): { end(): void } {
-    if (!this.#stream.isTTY) return { end: () => {} }
+    if (!this.#stream.isTTY && this.#descriptor === null) return { end: () => {} }
     const started_ms = performance.now()
-    let before = { at_ms: started_ms, requests: 0, bytes: 0 }
+    let before: Count = { at_ms: started_ms, requests: 0, bytes: 0 }
     const timer = setInterval(() => {
-      let requests = 0
-      let bytes = 0
-      for (let at = 0; at < live.length; at += LIVE.length) {
-        requests += live[at + LIVE.reads]! + live[at + LIVE.writes]!
-        bytes += live[at + LIVE.bytes]!
-      }
-      const at_ms = performance.now()
-      const seconds = (at_ms - before.at_ms) / 1e3
-      const speed = `${countWord((requests - before.requests) / seconds)} IOPS, ${binaryWord((bytes - before.bytes) / seconds)}/s`
-      before = { at_ms, requests, bytes }
-      this.#draw(`${this.label}${job.rw} ${phase(job, at_ms - started_ms)} ${speed}`)
+      const now = countOf(live)
+      const elapsed_ms = now.at_ms - started_ms
+      const seconds = (now.at_ms - before.at_ms) / 1e3
+      const iops = (now.requests - before.requests) / seconds
+      const bytesPerSecond = (now.bytes - before.bytes) / seconds
+      before = now
+      const speed = `${countWord(iops)} IOPS, ${binaryWord(bytesPerSecond)}/s`
+      this.say(`${this.label}${job.rw} ${phase(job, elapsed_ms)} ${speed}`)
+      this.#tell({
+        phase: elapsed_ms < job.ramp ? 'ramp' : 'measuring',
+        load: `${this.label}${job.rw}`,
+        unit: 'requests',
+        done: now.requests,
+        perSecond: Math.round(iops),
+        bytesPerSecond: Math.round(bytesPerSecond),
+        remainingSeconds: remaining_s(job, elapsed_ms),
+      })
     }, INTERVAL_MS)
     return {
       end: () => {
         clearInterval(timer)
         this.clear()
       },
+    }
+  }
+
+  #tell(state: object): void {
+    if (this.#descriptor === null) return
+    try {
+      writeSync(this.#descriptor, `${JSON.stringify(state)}\n`)
+    } catch {
+      // Whoever asked has gone, or reads too slowly: what is being measured goes on.
     }
   }
 
@@ -56,10 +83,24 @@ export class Progress {
   }
 }
 
-function phase({ ramp, runtime }: Job, elapsed_ms: number): string {
+function countOf(live: Float64Array): Count {
+  const count = { at_ms: performance.now(), requests: 0, bytes: 0 }
+  for (let at = 0; at < live.length; at += LIVE.length) {
+    count.requests += live[at + LIVE.reads]! + live[at + LIVE.writes]!
+    count.bytes += live[at + LIVE.bytes]!
+  }
+  return count
+}
+
+/** `null` where nobody knows: a number of requests ends the load, not a time. */
+function remaining_s({ ramp, runtime }: Job, elapsed_ms: number): number | null {
+  return runtime === null ? null : Math.max(0, Math.ceil((ramp + runtime - elapsed_ms) / 1e3))
+}
+
+function phase(job: Job, elapsed_ms: number): string {
+  const { ramp, runtime } = job
   if (elapsed_ms < ramp) return '(ramp)'
-  if (runtime === null) return `[${((elapsed_ms - ramp) / 1e3).toFixed(0)} s]`
   const done = elapsed_ms - ramp
-  const left_s = Math.max(0, Math.ceil((runtime - done) / 1e3))
-  return `[${Math.min(100, Math.floor((100 * done) / runtime))} %, ${left_s} s left]`
+  if (runtime === null) return `[${(done / 1e3).toFixed(0)} s]`
+  return `[${Math.min(100, Math.floor((100 * done) / runtime))} %, ${remaining_s(job, elapsed_ms)} s left]`
 }

@@ -38,6 +38,7 @@ what is done with it
   --rounds=N          of a comparison                                (5)
   --json[=FILE]       results as fio's own JSON
   --html=FILE         a report with charts, in one file
+  --progress=FD       progress for programs: a line of JSON, two a second
   --name=NAME         of the job in the reports
   --force             write to a block device
   --help
