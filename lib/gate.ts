@@ -27,6 +27,8 @@ export class Gate {
   readonly #ordered: boolean
   readonly #blocks: Blocks
   readonly #stage: Staged | null
+  /** Whether the last batch met something. Where one does the next often does, and its requests are asked about at once. */
+  #metLast = false
 
   /**
    * @param ordered whether overlapping calls wait for each other; if not, only what is locked keeps others waiting
@@ -41,11 +43,9 @@ export class Gate {
   /** Takes in a batch; returns what may go at once. */
   admit(batch: Batch): Submission[] {
     if (batch.mergeable && this.#stage === null) {
-      const plan = batch.planAll()
-      if (this.#tracker.empty || !this.#meetsAny(plan, batch.work.read)) {
-        if (!this.#ordered) return batch.releaseAll(plan, () => null)
-        const waiter: Waiter = { batch, owner: -1 }
-        return batch.releaseAll(plan, (s) => this.#claim(waiter, batch.work.read, plan, s))
+      if (this.#tracker.empty || !this.#metLast) {
+        const plan = batch.planAll()
+        if (this.#tracker.empty || !this.#meetsAny(plan, batch.work.read)) return this.#admitWhole(batch, plan)
       }
       return this.#admitAround(batch)
     }
@@ -128,24 +128,34 @@ export class Gate {
     return read ? { start, end } : this.#blocks.around(start, end)
   }
 
-  /** Takes in a batch of which some requests have to wait; the others are held by their merged runs. */
+  /** Takes in a batch that meets nothing. */
+  #admitWhole(batch: Batch, plan: Plan): Submission[] {
+    if (!this.#ordered) return batch.releaseAll(plan, () => null)
+    const waiter: Waiter = { batch, owner: -1 }
+    return batch.releaseAll(plan, (s) => this.#claim(waiter, batch.work.read, plan, s))
+  }
+
+  /** Takes in a batch of which some requests may have to wait; the others are held by their merged runs. */
   #admitAround(batch: Batch): Submission[] {
     const { count, offset, length, read } = batch.work
     const holds: (Hold<Waiter> | null)[] = []
     const free: number[] = []
     // What is in the way of later requests of the batch: those that wait.
-    const waiting = new Tracker<null>()
+    let waiting = null as Tracker<null> | null
     for (let owner = 0; owner < count; owner++) {
       holds.push(null)
       if (length[owner] === 0) continue
       const { start, end } = this.#span(offset[owner]!, offset[owner]! + length[owner]!, read)
-      if (this.#tracker.conflicts(start, end, read) || waiting.conflicts(start, end, read)) {
+      if (this.#tracker.conflicts(start, end, read) || waiting?.conflicts(start, end, read) === true) {
         holds[owner] = new Hold<Waiter>(start, end, read, { batch, owner })
+        waiting ??= new Tracker()
         waiting.add(new Hold(start, end, read, null))
       } else {
         free.push(owner)
       }
     }
+    this.#metLast = waiting !== null
+    if (waiting === null) return this.#admitWhole(batch, batch.planAll())
     const waiter: Waiter = { batch, owner: -1 }
     const claimOf = (plan: Plan, s: number): Claim => this.#claim(waiter, read, plan, s)
     const submissions = free.length === 0 ? [] : batch.release(free, claimOf)
