@@ -7,9 +7,11 @@ import { Blocks } from '../lib/blocks.ts'
 import type { Engine, Operation } from '../lib/engine.ts'
 import { Gate } from '../lib/gate.ts'
 import { alignedBuffer, PIECE_MAX, threadStaging } from '../lib/memory.ts'
+import { OP } from '../lib/native.ts'
 import { Queue } from '../lib/queue.ts'
 import { Collector } from '../lib/requests.ts'
 import { newCounters } from '../lib/stats.ts'
+import { patience } from './support/targets.ts'
 
 const MiB = 1 << 20
 const BLOCK = 512
@@ -17,6 +19,8 @@ const BLOCK = 512
 interface Sent {
   operation: Operation
   offset: number
+  length: number
+  isWrite: boolean
 }
 
 class ManualEngine {
@@ -27,9 +31,7 @@ class ManualEngine {
   #tell: (() => void)[] = []
 
   hasSlot = (): boolean => true
-  begin = (): void => undefined
-  vector = (): void => undefined
-  vectorIn = (): void => undefined
+  #length = 0
   commit = (): void => undefined
 
   /** Called for each look at memory that turns out to need a copy. */
@@ -37,8 +39,20 @@ class ManualEngine {
     this.looks++
   }
 
-  add(operation: Operation, _op: number, _file: number, offset: number): void {
-    this.sent.push({ operation, offset })
+  begin(): void {
+    this.#length = 0
+  }
+
+  vector(_view: Uint8Array, _start: number, length: number): void {
+    this.#length += length
+  }
+
+  vectorIn(_region: number, _start: number, length: number): void {
+    this.#length += length
+  }
+
+  add(operation: Operation, op: number, _file: number, offset: number): void {
+    this.sent.push({ operation, offset, length: this.#length, isWrite: op === OP.write })
   }
 
   stall(pump: () => void): void {
@@ -56,7 +70,13 @@ class ManualEngine {
 
   /** The kernel's answer to what is in flight at `offset`. */
   settle(offset: number, result: number): void {
-    const index = this.sent.findIndex((one) => one.offset === offset)
+    this.settleAt(
+      this.sent.findIndex((one) => one.offset === offset),
+      result,
+    )
+  }
+
+  settleAt(index: number, result: number): void {
     const [{ operation }] = this.sent.splice(index, 1) as [Sent]
     operation.settle(result)
     for (const list of [this.#stalled, this.#send, this.#tell]) for (const call of list.splice(0)) call()
@@ -299,4 +319,53 @@ describe('requests of a failed run, one by one', () => {
     expect(settled).toBe(3 * count + 1)
     expect(device.answers.filter((answer) => answer.endsWith('done'))).toHaveLength(3 * count + 1)
   })
+})
+
+test('in random histories everybody is answered, whatever waits for whatever', () => {
+  const size = 64 * MiB + 100
+  for (let seed = 1; seed <= 60 * patience; seed++) {
+    let state = seed
+    const random = (below: number): number => {
+      state = (Math.imul(state, 1103515245) + 12345) >>> 0
+      return Math.floor((state / 2 ** 32) * below)
+    }
+    const device = new Device(size, [2, 8, 48, 200][random(4)]!)
+    const { engine } = device
+    // Mostly large copies, so that memory is short; or small ones side by side, so that runs and their neighbours fail.
+    const areLarge = random(2) === 0
+    let requests = 0
+    const settle = (mayFail: boolean): void => {
+      if (engine.sent.length === 0) return
+      const index = random(engine.sent.length)
+      const { length, offset } = engine.sent[index]!
+      const what = mayFail ? random(10) : 0
+      // Blocks are whole, but for the tail's.
+      const part = offset >= 64 * MiB ? 0 : Math.floor(random(length) / BLOCK) * BLOCK
+      const result = what === 9 ? -5 : what === 8 ? -4 : what === 7 && part > 0 ? part : length
+      engine.settleAt(index, result)
+    }
+    for (let step = 0; step < 120; step++) {
+      if (random(2) === 0) {
+        settle(true)
+        continue
+      }
+      const batch = Array.from({ length: 1 + random(4) }, () => {
+        if (random(12) === 0) return { offset: 64 * MiB + random(50), data: foreign(50) }
+        const length = areLarge && random(4) > 0 ? 1 + random(2 * MiB) : 1 + random(8) * 512
+        const offset = areLarge ? random(size - length) : 62 * MiB + random(64) * 512 + (random(3) === 0 ? 100 : 0)
+        return { offset, data: random(3) === 0 ? ours(length) : foreign(length) }
+      })
+      requests += batch.length
+      device.write(...batch)
+    }
+    for (let left = 0; engine.sent.length > 0; left++) {
+      if (left > 100_000) expect.fail(`seed ${seed}: never ends`)
+      settle(left < 200)
+    }
+    expect(device.answers.length, `seed ${seed}`).toBe(requests)
+  }
+  // All memory was given back.
+  const taken = Array.from({ length: 32 }, () => threadStaging('path').take(MiB))
+  expect(taken).not.toContain(-1)
+  for (const start of taken) threadStaging('path').give(start, MiB)
 })
