@@ -184,7 +184,8 @@ export function crashed(base: Buffer, steps: readonly Step[], upTo: number, keep
       if (n < flushed || step.size > content.length) resize(step.size)
     } else if (step.kind === 'discard' && (n < flushed || keeps())) {
       // A file has zeros there afterwards; what a block device has there nobody promises.
-      content.fill(0xdd, step.offset, step.offset + step.length)
+      const end = Math.min(step.offset + step.length, content.length)
+      if (step.offset < end) content.fill(0xdd, step.offset, end)
     } else if (step.kind === 'write') {
       const whole = n < flushed || keeps()
       for (let at = 0; at < step.bytes.length; ) {

@@ -143,8 +143,12 @@ export class Committer {
     try {
       await this.#write([...taken.counts, ...taken.madeTables])
       await this.#metadata.flush()
-      // Whatever becomes of the entry that refers to it, what is added from here on goes with step 2.
-      for (const { table } of taken.madeTables) table.linked = true
+      // Whatever becomes of the entry that refers to a table, what is added to it from here on goes with step 2; those among them that
+      // say nothing yet needed no write.
+      for (const l1Index of taken.l1) {
+        const table = this.#mapping.tables.get(l1Index)
+        if (table !== undefined) table.linked = true
+      }
       // The counts that step 2 relies on.
       for (let blocks = this.#linkable(taken); blocks.some(({ needed }) => needed); blocks = this.#linkable(taken)) {
         await this.#link(blocks)
