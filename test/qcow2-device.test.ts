@@ -496,6 +496,30 @@ test('more tables than are kept in memory, all wanted at once: no change of one 
   })
 })
 
+// The block was made twice, and what the first one said of itself was lost.
+test('a repair that makes a block for the stretch that the file ends in leaves nothing to repair', async () => {
+  await inDirectory(async (directory) => {
+    const [image, copy] = [imageIn(directory), `${directory}/copy`]
+    const options = { clusterSize: 512, refcountBits: 32, lazyRefcounts: true }
+    for (const clusters of [100, 140, 200, 240, 300]) {
+      const disk = await create(image, { format: 'qcow2', size: 1 << 20, overwrite: true, ...options })
+      await disk.write(0, Buffer.alloc(clusters * 512, 5))
+      await disk.flush()
+      fs.copyFileSync(image, copy)
+      await disk.close()
+      const torn = await open(copy, { format: 'qcow2', readOnly: true })
+      const { imageEndOffset } = await torn.check()
+      await torn.close()
+      fs.truncateSync(copy, Math.max(imageEndOffset, fs.readFileSync(copy).findLastIndex((byte) => byte !== 0) + 1))
+      const mended = await open(copy, { format: 'qcow2' })
+      expect(await mended.check({ repair: true })).toMatchObject({ corruptions: 0, leaks: 0, checkErrors: 0 })
+      await mended.write(0, Buffer.alloc(512, 6))
+      await mended.close()
+      if (noQemu === '') expect(qemuCheck(copy)).toMatchObject({ status: 0 })
+    }
+  })
+})
+
 test('what an image can not do is said once, in words', async () => {
   await inDirectory(async (directory) => {
     const image = imageIn(directory)

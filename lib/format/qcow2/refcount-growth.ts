@@ -59,7 +59,9 @@ export class RefcountGrowth {
       if (this.#blocks.table[index]! !== 0) continue
       const { first, blocks } = await this.#takeAtEnd(1)
       for (const block of blocks) block.pins--
-      this.#blocks.make(index, first, this.#end.growable)
+      // Where the host ends in this stretch it has got its block by that already.
+      if (this.#blocks.table[index]! !== 0) await this.#owner.release([first])
+      else this.#blocks.make(index, first, this.#end.growable)
     }
   }
 
