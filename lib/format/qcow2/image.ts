@@ -1,5 +1,6 @@
 // An open qcow2 image, as the device above sees it: puts the parts together and answers what it is asked. Where bytes lie is
-// mapping.ts; who has which cluster refcounts.ts; the order on the disk commit.ts.
+// mapping.ts; who has which cluster refcounts.ts; the order on the disk commit.ts; what becomes of clusters that are given up
+// freeing.ts.
 
 import { constants } from 'node:os'
 import { BlockError } from '../../errors.ts'
