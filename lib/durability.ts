@@ -8,6 +8,7 @@
 // failed may say otherwise: a format driver whose tables could not be written, and are in memory still.
 
 import type { BlockError } from './errors.ts'
+import { Fifo } from './fifo.ts'
 
 /** A place in the order of operations; see `issue`. */
 export interface Ticket {
@@ -18,8 +19,7 @@ export interface Ticket {
 /** Operations in the order of issue, and how many of them have ended with all before them. */
 class Line {
   /** From the `ended`-th ever issued on. */
-  #tickets: Ticket[] = []
-  #head = 0
+  readonly #tickets = new Fifo<Ticket>()
   ended = 0
   issued = 0
 
@@ -32,16 +32,9 @@ class Line {
 
   end(ticket: Ticket): void {
     ticket.ended = true
-    while (this.#head < this.#tickets.length && this.#tickets[this.#head]!.ended) {
-      this.#head++
+    while (this.#tickets.first()?.ended === true) {
+      this.#tickets.take()
       this.ended++
-    }
-    if (this.#head === this.#tickets.length) {
-      this.#tickets = []
-      this.#head = 0
-    } else if (this.#head >= 1024) {
-      this.#tickets = this.#tickets.slice(this.#head)
-      this.#head = 0
     }
   }
 }
