@@ -134,15 +134,10 @@ export class Batch implements SubmissionOwner {
     return planMerged(this.work.units, this.#context.limits(this.work.read), this.#mayFill)
   }
 
-  /** The plan of the whole batch with its requests apart; only for batches that merge none. */
+  /** The plan of the whole batch with its requests apart: of one that merges none, or of one request. */
   planAllSeparately(): Plan {
     const { units, owner, read } = this.work
     return planSeparately(units, owner, this.#context.limits(read), this.#context.mode !== 'off')
-  }
-
-  /** The plan of a batch of one request, whatever the merge mode. */
-  planSeparate(): Plan {
-    return planSeparately(this.work.units, this.work.owner, this.#context.limits(this.work.read), true)
   }
 
   /** The submissions of a plan of the whole batch. `claimOf` is asked once per submission. */

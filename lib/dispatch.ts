@@ -213,7 +213,7 @@ export class Dispatch {
         () => resolve(failure),
       )
       batch.isCounted = false
-      this.queue.enqueue(batch.releaseAll(batch.planSeparate(), () => null))
+      this.queue.enqueue(batch.releaseAll(batch.planAllSeparately(), () => null))
       this.#go(batch)
     })
   }

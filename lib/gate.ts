@@ -130,9 +130,14 @@ export class Gate {
 
   /** Takes in a batch that meets nothing. */
   #admitWhole(batch: Batch, plan: Plan): Submission[] {
-    if (!this.#ordered) return batch.releaseAll(plan, () => null)
+    return batch.releaseAll(plan, this.#claimsOf(batch, plan))
+  }
+
+  /** What holds the runs of a batch that meets nothing: a claim each, or nothing where calls are not ordered. */
+  #claimsOf(batch: Batch, plan: Plan): (index: number) => Claim | null {
+    if (!this.#ordered) return () => null
     const waiter: Waiter = { batch, owner: -1 }
-    return batch.releaseAll(plan, (s) => this.#claim(waiter, batch.work.read, plan, s))
+    return (s) => this.#claim(waiter, batch.work.read, plan, s)
   }
 
   /** Takes in a batch of which some requests may have to wait; the others are held by their merged runs. */
@@ -170,9 +175,7 @@ export class Gate {
     const { read } = batch.work
     const plan = batch.planAllSeparately()
     if (!this.#liesApart(plan) || (!this.#tracker.empty && this.#meetsAny(plan, read))) return null
-    if (!this.#ordered) return batch.releaseSeparately(plan, () => null)
-    const waiter: Waiter = { batch, owner: -1 }
-    return batch.releaseSeparately(plan, (s) => this.#claim(waiter, read, plan, s))
+    return batch.releaseSeparately(plan, this.#claimsOf(batch, plan))
   }
 
   /** Whether no two submissions of a plan move the same block. */
