@@ -125,8 +125,8 @@ async function sourceIsIn(fields: readonly string[], names: readonly string[]): 
   return names.includes(basename(path))
 }
 
-/** Of a device by its path; empty where there is nothing. */
-async function numberAt(path: string): Promise<string> {
+/** `major:minor` of a device by its path; empty where it can't be told, as nothing is there. */
+export async function numberAt(path: string): Promise<string> {
   const found = await stat(path).catch(() => null)
   return found === null ? '' : deviceNumber(found.rdev)
 }

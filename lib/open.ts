@@ -7,14 +7,13 @@ import { dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { chooseEngine } from './choose-engine.ts'
 import { BlockDevice } from './device.ts'
-import { deviceNumber } from './device-number.ts'
 import { type EngineName, threadEngine } from './engine.ts'
 import { BlockError } from './errors.ts'
 import { outOfRange } from './errors-argument.ts'
 import { DrivenBackend } from './format/driven.ts'
 import type { FormatBacking, FormatDriver, FormatImage } from './format/driver.ts'
 import { driverNamed } from './format/drivers.ts'
-import { holdersOfDevice, openIn } from './holders.ts'
+import { holdersOfDevice, numberAt, openIn } from './holders.ts'
 import { readLimits } from './limits.ts'
 import { threadStaging } from './memory.ts'
 import { blocking, ENGINE_KIND, isFailure, type OpenFile } from './native.ts'
@@ -240,8 +239,9 @@ async function openNative(path: string, flags: number, engine: EngineName, name 
       })
     }
     if (errno !== EBUSY) throw new BlockError(errno, { syscall, path })
-    const number = await deviceNumberOf(path)
-    if (number === null) throw new BlockError(errno, { syscall, path })
+    const number = await numberAt(path)
+    // The name has gone meanwhile.
+    if (number === '') throw new BlockError(errno, { syscall, path })
     const holders = await holdersOfDevice(number)
     if (holders.length > 0 || performance.now() >= deadline) {
       const who = holders.length > 0 ? holders.join('; ') : await unseen(number)
@@ -250,14 +250,6 @@ async function openNative(path: string, flags: number, engine: EngineName, name 
     }
     await sleep(BUSY_RETRY_STEP_MS)
   }
-}
-
-/** `null` where it can't be told, since the name has gone meanwhile. */
-async function deviceNumberOf(path: string): Promise<string | null> {
-  return stat(path).then(
-    ({ rdev }) => deviceNumber(rdev),
-    () => null,
-  )
 }
 
 /** Where nothing tells who holds a device, who has it open may help. */
