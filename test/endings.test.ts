@@ -78,7 +78,9 @@ test.skipIf(noLoop !== '')(titled('a full target is told with what it holds, for
       const { status, stderr } = shell(line)
       expect(status).toBe(1)
       // Of what is in flight at once, chance decides which is the one without room.
-      expect(stderr).toMatch(/ENOSPC: .* at \d+ 'small\/t'; make room on what it lies on/)
+      expect(stderr).toMatch(/ENOSPC: .* of 1048576 bytes at \d+ 'small\/t'; make room on what it lies on/)
+      const place = Number(/bytes at (\d+) /.exec(stderr)?.[1])
+      expect([place % MIB, place < 8 * MIB]).toEqual([0, true])
       expect(stderr).toContain('it holds an incomplete image')
       fs.rmSync(path.join(small, 't'))
     }
