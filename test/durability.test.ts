@@ -12,6 +12,7 @@ import { fileURLToPath } from 'node:url'
 import { type BlockDevice, BlockError, open } from 'multiwrite'
 import { describe, expect, test } from 'vitest'
 import { runChild } from './support/child.ts'
+import { descriptorsOf } from './support/descriptors.ts'
 import { everywhere } from './support/everywhere.ts'
 import { difference, pattern } from './support/model.ts'
 import {
@@ -56,17 +57,6 @@ function randomNumbers(seed: number): (below: number) => number {
     state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0
     return Math.floor((state / 2 ** 32) * below)
   }
-}
-
-/** Descriptors of this process that lead to a path. */
-function descriptorsOf(target: string): number {
-  return fs.readdirSync('/proc/self/fd').filter((name) => {
-    try {
-      return fs.readlinkSync(`/proc/self/fd/${name}`) === target
-    } catch {
-      return false
-    }
-  }).length
 }
 
 describe.skipIf(noServedDisk !== '')(

@@ -9,6 +9,7 @@ import type { Life, Plan } from './faults/life.ts'
 import { units } from './faults/scenario.ts'
 import { runChild } from './support/child.ts'
 import { compiled } from './support/compile.ts'
+import { descriptorsOf } from './support/descriptors.ts'
 import { failure } from './support/failure.ts'
 import { faultyAddon, forever, nativeModule, numbers, type Rule, setFaults, withFaults } from './support/faults.ts'
 import {
@@ -133,17 +134,6 @@ describe.each(places)('%s: the Nth thing that a thread asks for', (engine, targe
     })
   })
 })
-
-/** How many descriptors of this process lead to a file. */
-function descriptorsOf(path: string): number {
-  return fs.readdirSync('/proc/self/fd').filter((name) => {
-    try {
-      return fs.readlinkSync(`/proc/self/fd/${name}`) === path
-    } catch {
-      return false
-    }
-  }).length
-}
 
 const withFile = (work: (made: MadeTarget) => Promise<void>): Promise<void> => withTarget(bufferedFile, 64 * unit, work)
 

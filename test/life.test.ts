@@ -14,6 +14,7 @@ import { eachWay, type Way, ways } from './life/ways.ts'
 import type { Report, Plan as Workers } from './life/workers.ts'
 import { type ChildResult, runChild } from './support/child.ts'
 import { compiled } from './support/compile.ts'
+import { descriptorsOf } from './support/descriptors.ts'
 import { difference } from './support/model.ts'
 import { noStrace, runInjected } from './support/strace.ts'
 import { background, bufferedFile, temporaryDirectory, withTarget } from './support/targets.ts'
@@ -39,17 +40,6 @@ afterAll(() => {
 /** Runs a compiled program in a process of its own. */
 function run(program: { path: string }, plan: object): Promise<ChildResult> {
   return runChild(`await import(${JSON.stringify(program.path)})`, { env: { PLAN: JSON.stringify(plan) }, silence })
-}
-
-/** Descriptors of this process that lead to a file. */
-function descriptors(file: string): number {
-  return fs.readdirSync('/proc/self/fd').filter((name) => {
-    try {
-      return fs.readlinkSync(`/proc/self/fd/${name}`) === file
-    } catch {
-      return false
-    }
-  }).length
 }
 
 describe('the process', () => {
@@ -210,7 +200,7 @@ describe('workers', () => {
             })
             seen = disk.inFlight()
             const after = await new Promise<[inFlight: number, open: number]>((resolve) => {
-              worker.on('exit', () => resolve([disk.inFlight(), descriptors(disk.path)]))
+              worker.on('exit', () => resolve([disk.inFlight(), descriptorsOf(disk.path)]))
               void worker.terminate()
             })
             expect(after).toEqual([0, 0])
@@ -279,7 +269,7 @@ describe('many devices', () => {
         )
         expect(read).toEqual(disks.map((_, at) => ((at + 32) % 64) + 1))
         await Promise.all(disks.map((disk) => disk.close()))
-        expect(descriptors(made.path)).toBe(0)
+        expect(descriptorsOf(made.path)).toBe(0)
         const content = made.readBack()
         for (let at = 0; at < 64; at++) {
           const part = content.subarray(at * 4 * page, (at + 1) * 4 * page)
@@ -478,7 +468,7 @@ describe('close', () => {
     ]
     test.each(operations)('while %s is under way lets it end well', async (_, operate) => {
       await withTarget(target, size, async (made) => {
-        const before = descriptors(made.path)
+        const before = descriptorsOf(made.path)
         for (const depth of [1, 128]) {
           const disk = await open(made.path, { ...made.options, engine, queueDepth: depth })
           const calls = Array.from({ length: 20 }, () => operate(disk))
@@ -488,7 +478,7 @@ describe('close', () => {
           await expect(disk.flush()).rejects.toMatchObject({ code: 'EBADF' })
           await Promise.all(calls)
           await closed
-          expect(descriptors(made.path)).toBe(before)
+          expect(descriptorsOf(made.path)).toBe(before)
         }
       })
     })
@@ -500,7 +490,7 @@ describe('close', () => {
         const closed = disk.close()
         await Promise.all(calls)
         await closed
-        expect(descriptors(made.path)).toBe(0)
+        expect(descriptorsOf(made.path)).toBe(0)
       })
     })
 
@@ -522,7 +512,7 @@ describe('close', () => {
         expect(result).toEqual({ requests: 50, failed: 0 })
         expect(errors).toEqual([])
         await closed
-        expect(descriptors(made.path)).toBe(0)
+        expect(descriptorsOf(made.path)).toBe(0)
         const content = made.readBack()
         for (let at = 0; at < 50; at++) expect(content[at * 2 * page]).toBe(at + 1)
       })

@@ -9,6 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { Worker } from 'node:worker_threads'
 import type { OpenOptions } from 'multiwrite'
+import { descriptorsOf } from '../support/descriptors.ts'
 import { strayPage } from './busy.ts'
 import type { WorkerPlan } from './busy-worker.ts'
 
@@ -37,17 +38,6 @@ const wrong: string[] = []
 const values = new Set([fs.readFileSync(path)[0] as number])
 const codes = { natural: 0, exit: 3, throw: 1, terminate: 1, early: 1 } as const
 
-/** Descriptors of this process that lead to the file. */
-function descriptors(): number {
-  return fs.readdirSync('/proc/self/fd').filter((name) => {
-    try {
-      return fs.readlinkSync(`/proc/self/fd/${name}`) === path
-    } catch {
-      return false
-    }
-  }).length
-}
-
 async function one(number: number): Promise<void> {
   const end = ends[number % ends.length] as Plan['ends'][number]
   const value = 1 + (number % 200)
@@ -64,7 +54,8 @@ async function one(number: number): Promise<void> {
   const ended = new Promise<number>((resolve) => {
     worker.on('exit', (code) => {
       // Others that run at the same time have some open.
-      if (atOnce === 1 && descriptors() > 0) wrong.push(`worker ${number} (${end}): a descriptor is left at its exit`)
+      if (atOnce === 1 && descriptorsOf(path) > 0)
+        wrong.push(`worker ${number} (${end}): a descriptor is left at its exit`)
       resolve(code)
     })
   })
@@ -97,7 +88,7 @@ async function lane(): Promise<void> {
   while (next < workers) await one(next++)
 }
 await Promise.all(Array.from({ length: atOnce }, lane))
-if (descriptors() > 0) wrong.push('descriptors are left in the end')
+if (descriptorsOf(path) > 0) wrong.push('descriptors are left in the end')
 const stray = strayPage(fs.readFileSync(path), values)
 if (stray !== null) wrong.push(stray)
 fs.writeSync(1, `\n${JSON.stringify({ wrong: wrong.slice(0, 20) })}`)
