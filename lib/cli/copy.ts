@@ -4,7 +4,7 @@
 //     device ──► lane: read a chunk back, sum it up, compare ──► first bad offset
 //
 // Each lane has a chunk of the device's own memory, so that nothing is copied on the way, and works on one chunk at a time; so
-// memory and the queue are bounded by IN_FLIGHT_BYTES. Nothing here opens, flushes or closes. A failure, or an interruption,
+// memory and the queue are bounded by LANES chunks. Nothing here opens, flushes or closes. A failure, or an interruption,
 // ends it when nothing is in flight any more.
 
 import { crc32 } from 'node:zlib'
@@ -12,12 +12,12 @@ import type { BlockDevice } from '../index.ts'
 import { EXIT, Stop } from './command.ts'
 import { CHUNK_BYTES, type Source } from './source.ts'
 
-/** Read or being written at any time, in as many lanes as there are chunks in it. */
-const IN_FLIGHT_BYTES = 8 << 20
+/** Chunks on their way at any time: while one is being read and one written, the next is there when either has ended. */
+const LANES = 3
 /** Zeros are looked for and checksums are kept by it: the cluster of a qcow2 image, and more than the block of any file system. */
 const PIECE_BYTES = 64 * 1024
-/** So near an error names the place: the requests of a chunk are written as one, and told apart when that fails. */
-const REQUEST_BYTES = 1 << 20
+/** So near an error names the place. */
+const ERROR_BYTES = 1 << 20
 /** Zeroing less than this costs more than writing the zeros. */
 const ZEROING_MIN_BYTES = 256 * 1024
 /** By how much a file grows whose size nobody knows yet. */
@@ -94,6 +94,11 @@ function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T |
   })
 }
 
+interface Data {
+  readonly offset: number
+  readonly data: Buffer
+}
+
 interface Run {
   readonly start: number
   readonly end: number
@@ -123,15 +128,15 @@ export async function copy(source: Source, disk: BlockDevice, options: CopyOptio
       }
     }
   }
-  await inLanes(source.chunkBytes, lane)
+  await inLanes(lane)
   if (failure !== null) {
     copied.whole = false
     throw failure
   }
 }
 
-function inLanes(chunkBytes: number, lane: () => Promise<void>): Promise<unknown> {
-  return Promise.all(Array.from({ length: IN_FLIGHT_BYTES / chunkBytes }, lane))
+function inLanes(lane: () => Promise<void>): Promise<unknown> {
+  return Promise.all(Array.from({ length: LANES }, lane))
 }
 
 export function nothingCopied(verified: boolean): Copied {
@@ -167,7 +172,7 @@ async function carry(
     }
   }
   const work: Promise<unknown>[] = []
-  const requests: { offset: number; data: Buffer }[] = []
+  const requests: Data[] = []
   for (const run of runs) {
     let { start } = run
     if (offset + start < heldBytes && !run.zero) {
@@ -179,19 +184,34 @@ async function carry(
     const length = run.end - start
     if (length === 0) continue
     if (!run.zero) {
-      for (let at = start; at < run.end; at += REQUEST_BYTES) {
-        requests.push({ offset: offset + at, data: bytes.subarray(at, Math.min(at + REQUEST_BYTES, run.end)) })
-      }
+      requests.push({ offset: offset + start, data: bytes.subarray(start, run.end) })
       copied.writtenBytes += length
     } else if (zeroes === 'zero') {
       work.push(disk.writeZeroes(offset + start, length, { unmap: true }))
       copied.zeroedBytes += length
     } else copied.skippedBytes += length
   }
-  if (requests.length > 0) work.push(disk.multiwrite(requests))
+  if (requests.length > 0) work.push(writeRuns(disk, requests))
   // All of them, also if one fails: the memory is used again.
   const results = await Promise.allSettled(work)
   for (const result of results) if (result.status === 'rejected') throw firstOf(result.reason)
+}
+
+/** Each request costs, so a run is one; if that fails, the same again in pieces, so that the error names the place. */
+async function writeRuns(disk: BlockDevice, runs: readonly Data[]): Promise<void> {
+  try {
+    await disk.multiwrite(runs)
+  } catch {
+    await disk.multiwrite(runs.flatMap(inPieces))
+  }
+}
+
+function inPieces({ offset, data }: Data): Data[] {
+  const pieces: Data[] = []
+  for (let at = 0; at < data.length; at += ERROR_BYTES) {
+    pieces.push({ offset: offset + at, data: data.subarray(at, at + ERROR_BYTES) })
+  }
+  return pieces
 }
 
 /** Of a batch that failed, what its first request says: it knows the offset. */
@@ -269,7 +289,7 @@ export async function verify(
       }
     }
   }
-  await inLanes(CHUNK_BYTES, lane)
+  await inLanes(lane)
   if (failure !== null) throw failure
   return bad === Number.POSITIVE_INFINITY ? null : locate(disk, copied, source, bad)
 }
