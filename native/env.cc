@@ -30,11 +30,17 @@ constexpr double kTwoTo53 = 9007199254740992.0;
 // turn.
 constexpr uint32_t kTurnsInARow = 16;
 
-// To make memory known to the kernel costs what it saves in so many operations.
+// What the callbacks of one delivery ask for is handed over together, up to this part of what is
+// under way: one system call for some of them, and the device does not run dry meanwhile.
+constexpr uint32_t kHeldPart = 4;
+
+// To make memory known to the kernel costs what it saves in one use of all of it, and a call that
+// is worth so many bytes more.
 #ifdef MULTIWRITE_FAULTS
-constexpr uint32_t kUsesUntilFixed = 1;  // so that all tests of this build go that way
+bool PaysToFix(size_t, size_t) { return true; }  // so that all tests of this build go that way
 #else
-constexpr uint32_t kUsesUntilFixed = 100;
+constexpr size_t kFixCallBytes = 400 << 10;
+bool PaysToFix(size_t used, size_t length) { return used >= length + kFixCallBytes; }
 #endif
 
 // A libuv handle, whose size only libuv knows; goes by operator delete. Null for want of memory.
@@ -189,11 +195,16 @@ void Env::RemoveRegion(int32_t id) {
   regions_.Remove(id);
 }
 
-// What the ring calls a region, for an operation with one vector; -1: nothing.
-int32_t Env::BufferOf(Region* region, EnginePort* port) {
+// What the ring calls a region, for an operation whose only vector of `length` bytes lies in it;
+// -1: nothing.
+int32_t Env::BufferOf(Region* region, size_t length, EnginePort* port) {
   if (port != &ports_[static_cast<uint32_t>(EngineKind::kUring)]) return -1;
-  if (region->uses < kUsesUntilFixed && ++region->uses == kUsesUntilFixed)
+  if (region->fixing_tried) return region->buffer;
+  region->used += length;
+  if (PaysToFix(region->used, region->length)) {
+    region->fixing_tried = true;
     region->buffer = port->engine->FixBuffer(region->base, region->length);
+  }
   return region->buffer;
 }
 
@@ -235,7 +246,7 @@ bool Env::FillVectors(Slot* slot, uint32_t first, uint32_t count, napi_value vie
       if (!region) return false;
       base = region->base;
       available = region->length;
-      if (count == 1) slot->buffer = BufferOf(region, slot->port);
+      if (count == 1) slot->buffer = BufferOf(region, static_cast<size_t>(length), slot->port);
     } else {
       int64_t index = WholeBelow(-1 - entry[kVectorRegion], 4294967296.0);
       napi_value view;
@@ -308,16 +319,32 @@ int32_t Env::Submit(uint32_t count, napi_value views, const char** problem) {
     }
     slot->in_flight = true;
     port->in_flight++;
+    port->held++;
     port->engine->Queue(slot);
     touched[static_cast<uint32_t>(file->engine)] = true;
   }
   for (uint32_t kind = 0; kind < kEngineKinds; kind++) {
     if (!touched[kind]) continue;
-    ports_[kind].engine->Submit(this);
-    UpdateKeepAlive(&ports_[kind]);
+    EnginePort* port = &ports_[kind];
+    if (MayHold(*port)) {
+      UpdateKeepAlive(port);
+    } else {
+      SubmitHeld(port);
+    }
   }
   if (*problem) return -1;
   return static_cast<int32_t>(result_count_);
+}
+
+// Whether what was queued may wait for the end of the delivery that it comes from.
+bool Env::MayHold(const EnginePort& port) const {
+  return delivering_ && port.held < kSubmitAtOnce && port.held * kHeldPart < port.in_flight;
+}
+
+void Env::SubmitHeld(EnginePort* port) {
+  port->held = 0;
+  port->engine->Submit(this);
+  UpdateKeepAlive(port);
 }
 
 void Env::Complete(Slot* slot, int64_t result) {
@@ -437,7 +464,16 @@ void Env::Deliver(EnginePort* port) {
   if (faults_.held_count() > 0) uv_timer_start(hold_timer_, OnHoldEnded, Faults::kHoldMs, 0);
 #endif
   UpdateKeepAlive(port);
-  if (result_count_ > 0) CallDrained();
+  delivering_ = true;
+  while (result_count_ > 0) {
+    CallDrained();
+    result_count_ = 0;
+    // What is refused at once is told at once.
+    for (EnginePort& each : ports_) {
+      if (each.held > 0 && !closing_) SubmitHeld(&each);
+    }
+  }
+  delivering_ = false;
 }
 
 void Env::CallDrained() {

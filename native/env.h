@@ -29,6 +29,7 @@ struct EnginePort {
   std::unique_ptr<Engine> engine;
   uv_poll_t* poll = nullptr;  // opaque; allocated with the size that libuv states
   uint32_t in_flight = 0;
+  uint32_t held = 0;  // of those, queued and not submitted yet
 };
 
 class Env final : private CompletionSink {
@@ -78,7 +79,8 @@ class Env final : private CompletionSink {
   struct Region {
     uint8_t* base = nullptr;
     size_t length = 0;
-    uint32_t uses = 0;    // as the only vector of an operation, up to kUsesUntilFixed
+    size_t used = 0;  // bytes, by operations of one vector
+    bool fixing_tried = false;
     int32_t buffer = -1;  // what the ring calls it, once it does
   };
 
@@ -92,9 +94,11 @@ class Env final : private CompletionSink {
   void Complete(Slot* slot, int64_t result) override;
   void Report(Slot* slot, int64_t result);
   void Deliver(EnginePort* port);
+  bool MayHold(const EnginePort& port) const;
+  void SubmitHeld(EnginePort* port);
   void CallDrained();
   bool LengthenVectors(Slot* slot);
-  int32_t BufferOf(Region* region, EnginePort* port);
+  int32_t BufferOf(Region* region, size_t length, EnginePort* port);
   bool FillVectors(Slot* slot, uint32_t first, uint32_t count, napi_value views, int* error);
   void UpdateKeepAlive(EnginePort* port);
   void BusyPoll();
@@ -110,6 +114,7 @@ class Env final : private CompletionSink {
   napi_ref drained_ = nullptr;
   napi_ref receiver_ = nullptr;
   bool closing_ = false;
+  bool delivering_ = false;
   uint32_t polls_closing_ = 0;
 
   double* requests_ = nullptr;

@@ -21,6 +21,21 @@ constexpr size_t kBytesMax = size_t{64} << 20;
 // One piece must not take everything.
 constexpr size_t kLengthMax = kBytesMax / 4;
 
+// CAP_IPC_LOCK: what this process pins counts against no limit (capget(2), version 3 of its
+// structures). In a user namespace the kernel counts all the same, and refuses what is too much.
+bool MayLockMemory() {
+  constexpr uint32_t kVersion3 = 0x20080522;
+  constexpr uint32_t kIpcLock = 14;
+  struct {
+    uint32_t version;
+    int32_t pid;
+  } header = {kVersion3, 0};
+  struct {
+    uint32_t effective, permitted, inheritable;
+  } sets[2] = {};
+  return syscall(SYS_capget, &header, sets) == 0 && (sets[0].effective >> kIpcLock & 1) != 0;
+}
+
 }  // namespace
 
 // Makes the table, empty, at the first use.
@@ -36,7 +51,8 @@ bool UringBuffers::Open(int fd) {
   table.flags = kRegisterSparse;
   if (Refused(Resource::kMapping)) return false;
   if (syscall(kSysRegister, fd, kRegisterBuffers2, &table, sizeof table) < 0) return false;
-  bytes_max_ = limit[0] / 4 < kBytesMax ? static_cast<size_t>(limit[0] / 4) : kBytesMax;
+  bool counted = !MayLockMemory() && limit[0] / 4 < kBytesMax;
+  bytes_max_ = counted ? static_cast<size_t>(limit[0] / 4) : kBytesMax;
   return true;
 }
 
