@@ -19,6 +19,13 @@ const REQUESTS_PER_CALL = 512
 /** Vectors per native call: at least those of one longest operation. */
 const VECTORS_PER_CALL = 16 * MAX_VECTORS
 
+/**
+ * What callbacks ask for is handed over together, so many at most and no more than this part of what is in flight: a call of the
+ * system for each costs as much as the requests, and meanwhile the device must not run dry.
+ */
+const HELD_MAX = 8
+const HELD_PART = 1 / 4
+
 /** Something in flight. */
 export interface Operation {
   /** @param result bytes done, or a negative errno */
@@ -45,6 +52,8 @@ export class Engine {
   readonly #stalled = new Set<() => void>()
   #senders: (() => void)[] = []
   #tellers: (() => void)[] = []
+  /** Whether users are being called back. */
+  #telling = false
   readonly #busyPolls = new Map<number, number>()
   #refused: { operation: Operation; result: number }[] = []
 
@@ -78,9 +87,9 @@ export class Engine {
     return this.#freeSlots.length > 0
   }
 
-  /** Starts the vectors of the next operation; `commit`s first if the tables have no room for a longest one. */
+  /** Starts the vectors of the next operation; hands over first if the tables have no room for a longest one. */
   begin(): void {
-    if (this.#requestCount === REQUESTS_PER_CALL || this.#vectorCount + MAX_VECTORS > VECTORS_PER_CALL) this.commit()
+    if (this.#requestCount === REQUESTS_PER_CALL || this.#vectorCount + MAX_VECTORS > VECTORS_PER_CALL) this.#handOver()
     this.#vectorMark = this.#vectorCount
     this.#viewMark = this.#views.length
   }
@@ -134,8 +143,16 @@ export class Engine {
     table[at + REQUEST.offset] = offset
   }
 
-  /** Hands over what was added since the last commit, in one native call. */
+  /** Hands over what was added since the last commit, in one native call; from callbacks, when there is enough of it or they end. */
   commit(): void {
+    if (!this.#telling || !this.#mayHold(this.#requestCount)) this.#handOver()
+  }
+
+  #mayHold(count: number): boolean {
+    return count < HELD_MAX && count < (SLOTS - this.#freeSlots.length) * HELD_PART
+  }
+
+  #handOver(): void {
     const count = this.#requestCount
     if (count === 0) return
     const views = this.#views
@@ -209,7 +226,13 @@ export class Engine {
     // Users' code runs from here on. It may submit, close and so on, but can't get back into the drain.
     const tellers = this.#tellers
     if (tellers.length > 0) this.#tellers = []
-    for (const tell of tellers) tell()
+    this.#telling = true
+    try {
+      for (const tell of tellers) tell()
+    } finally {
+      this.#telling = false
+      this.#handOver()
+    }
   }
 }
 

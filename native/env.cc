@@ -30,10 +30,6 @@ constexpr double kTwoTo53 = 9007199254740992.0;
 // turn.
 constexpr uint32_t kTurnsInARow = 16;
 
-// What the callbacks of one delivery ask for is handed over together, up to this part of what is
-// under way: one system call for some of them, and the device does not run dry meanwhile.
-constexpr uint32_t kHeldPart = 4;
-
 // To make memory known to the kernel costs what it saves in one use of all of it, and a call that
 // is worth so many bytes more.
 #ifdef MULTIWRITE_FAULTS
@@ -319,32 +315,16 @@ int32_t Env::Submit(uint32_t count, napi_value views, const char** problem) {
     }
     slot->in_flight = true;
     port->in_flight++;
-    port->held++;
     port->engine->Queue(slot);
     touched[static_cast<uint32_t>(file->engine)] = true;
   }
   for (uint32_t kind = 0; kind < kEngineKinds; kind++) {
     if (!touched[kind]) continue;
-    EnginePort* port = &ports_[kind];
-    if (MayHold(*port)) {
-      UpdateKeepAlive(port);
-    } else {
-      SubmitHeld(port);
-    }
+    ports_[kind].engine->Submit(this);
+    UpdateKeepAlive(&ports_[kind]);
   }
   if (*problem) return -1;
   return static_cast<int32_t>(result_count_);
-}
-
-// Whether what was queued may wait for the end of the delivery that it comes from.
-bool Env::MayHold(const EnginePort& port) const {
-  return delivering_ && port.held < kSubmitAtOnce && port.held * kHeldPart < port.in_flight;
-}
-
-void Env::SubmitHeld(EnginePort* port) {
-  port->held = 0;
-  port->engine->Submit(this);
-  UpdateKeepAlive(port);
 }
 
 void Env::Complete(Slot* slot, int64_t result) {
@@ -464,16 +444,7 @@ void Env::Deliver(EnginePort* port) {
   if (faults_.held_count() > 0) uv_timer_start(hold_timer_, OnHoldEnded, Faults::kHoldMs, 0);
 #endif
   UpdateKeepAlive(port);
-  delivering_ = true;
-  while (result_count_ > 0) {
-    CallDrained();
-    result_count_ = 0;
-    // What is refused at once is told at once.
-    for (EnginePort& each : ports_) {
-      if (each.held > 0 && !closing_) SubmitHeld(&each);
-    }
-  }
-  delivering_ = false;
+  if (result_count_ > 0) CallDrained();
 }
 
 void Env::CallDrained() {

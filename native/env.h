@@ -29,7 +29,6 @@ struct EnginePort {
   std::unique_ptr<Engine> engine;
   uv_poll_t* poll = nullptr;  // opaque; allocated with the size that libuv states
   uint32_t in_flight = 0;
-  uint32_t held = 0;  // of those, queued and not submitted yet
 };
 
 class Env final : private CompletionSink {
@@ -94,8 +93,6 @@ class Env final : private CompletionSink {
   void Complete(Slot* slot, int64_t result) override;
   void Report(Slot* slot, int64_t result);
   void Deliver(EnginePort* port);
-  bool MayHold(const EnginePort& port) const;
-  void SubmitHeld(EnginePort* port);
   void CallDrained();
   bool LengthenVectors(Slot* slot);
   int32_t BufferOf(Region* region, size_t length, EnginePort* port);
@@ -114,7 +111,6 @@ class Env final : private CompletionSink {
   napi_ref drained_ = nullptr;
   napi_ref receiver_ = nullptr;
   bool closing_ = false;
-  bool delivering_ = false;
   uint32_t polls_closing_ = 0;
 
   double* requests_ = nullptr;
