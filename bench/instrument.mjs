@@ -1,27 +1,22 @@
-// Does the instrument tell the truth? `multiwrite bench` and fio measure the same device under the same load, in turns, and the
-// figures are laid side by side: requests per second, p50 and p99 of the total latency, at several depths, unmerged.
+// Does the instrument tell the truth? `multiwrite bench` beside fio on a device of choice (see agreement.mjs): requests per
+// second, p50 and p99 of the total latency, at several depths, unmerged, and what each of both spends per request.
 //
-//   node bench/instrument.mjs [--target=loop|disk] [--rw=randwrite] [--bs=4k] [--depths=8,32,128,1] [--batch=1]
+//   node bench/instrument.mjs [--target=loop|delayed|disk] [--rw=randwrite] [--bs=4k] [--depths=8,32,128,1] [--batch=1]
 //                             [--rounds=7] [--runtime=1]
-//
-// Agreement means: the median of ours lies within what fio's own rounds spread over, or within 5 % of fio's median (p99: 10 %).
-// It can be expected where the device sets the pace. Where it answers faster than a request can be made and handed over, both
-// measure themselves instead: at depth 1 the difference is what JavaScript costs per request, and on a device in memory the
-// rate at any depth is that of the CPU that submits. What each spends per request is therefore told as well.
 
-import { execFile } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { parseArgs, promisify } from 'node:util'
+import { parseArgs } from 'node:util'
+import { agreementOf, besideFio, devices } from './agreement.mjs'
 import { fioVersion } from './peers.mjs'
-import { atTheLatestAtExit, loopDevice } from './targets.mjs'
+import { atTheLatestAtExit } from './targets.mjs'
 
-const MAIN = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+/** @typedef {import('./agreement.mjs').Contender} Contender */
+/** @typedef {import('./measure.mjs').Spread} Spread */
+
 const CACHE = fileURLToPath(new URL('../.cache/', import.meta.url))
 const SIZE = 512 << 20
-/** Medians so far apart still agree. */
-const NEAR = { iops: 0.05, p50_ns: 0.05, p99_ns: 0.1 }
 
 const { values } = parseArgs({
   options: {
@@ -41,24 +36,8 @@ function diskFile() {
   fs.mkdirSync(CACHE, { recursive: true })
   const directory = fs.mkdtempSync(path.join(CACHE, 'instrument-'))
   const remove = atTheLatestAtExit(() => fs.rmSync(directory, { recursive: true, force: true }))
-  return { name: "file on this machine's disk, direct", path: path.join(directory, 'file'), remove }
-}
-
-/**
- * @typedef {{ min: number, median: number, max: number }} Spread
- * @typedef {{ name: string, spread: Record<'iops' | 'p50_ns' | 'p99_ns' | 'user_us' | 'system_us', Spread> }} Contender
- */
-
-/** @param {string} target @param {string} depth @returns {Promise<Contender[]>} ours, then fio */
-async function compared(target, depth) {
-  const args = [
-    ...['bench', `--filename=${target}`, `--size=${SIZE}`, '--direct=1', '--merge=off', '--force', '--json'],
-    ...[`--rw=${values.rw}`, `--bs=${values.bs}`, `--iodepth=${depth}`, `--batch=${values.batch}`],
-    '--compare=fio',
-    ...[`--rounds=${values.rounds}`, `--runtime=${values.runtime}`, '--ramp=0.5'],
-  ]
-  const { stdout } = await promisify(execFile)(process.execPath, [MAIN, ...args], { maxBuffer: 64 << 20 })
-  return JSON.parse(stdout).multiwrite.comparison.contenders
+  const file = path.join(directory, 'file')
+  return { name: "file on this machine's disk, direct", path: file, size: SIZE, direct: true, remove }
 }
 
 /** @param {number} value */
@@ -75,7 +54,9 @@ if (fioVersion() === null) {
   console.error('fio is not installed: nothing to compare with')
   process.exit(1)
 }
-const target = values.target === 'disk' ? diskFile() : loopDevice(SIZE)
+const [delayed, loop] = devices
+const target = { disk: diskFile, delayed, loop }[values.target]?.()
+if (target === undefined) throw new RangeError(`--target=${values.target} is not known`)
 console.log(`${values.rw} ${values.bs}, ${target.name}; ${values.rounds} rounds in turns, ${values.runtime} s each`)
 const calls = values.batch === '1' ? 'a call per request' : `up to ${values.batch} requests in a call`
 console.log(`multiwrite bench (unmerged, ${calls}) beside ${fioVersion()} (io_uring)\n`)
@@ -84,7 +65,9 @@ console.log(`multiwrite bench (unmerged, ${calls}) beside ${fioVersion()} (io_ur
 const all = {}
 let agreed = true
 for (const depth of values.depths.split(',')) {
-  const [ours, fio] = await compared(target.path, depth)
+  const { rw, bs, batch, rounds, runtime } = values
+  const how = { rw, bs, batch: Number(batch), rounds: Number(rounds), runtime_s: Number(runtime), ramp_s: 0.5 }
+  const [ours, fio] = await besideFio(target, { ...how, depth: Number(depth) })
   all[depth] = [ours, fio]
   console.log(`depth ${depth}`)
   for (const [label, key, format] of /** @type {const} */ ([
@@ -92,11 +75,8 @@ for (const depth of values.depths.split(',')) {
     ['p50 us', 'p50_ns', micro],
     ['p99 us', 'p99_ns', micro],
   ])) {
-    const [mine, theirs] = [ours.spread[key], fio.spread[key]]
-    const ratio = mine.median / theirs.median
-    const within = mine.median >= theirs.min && mine.median <= theirs.max
-    const near = Math.abs(ratio - 1) <= NEAR[key]
-    if (depth !== '1' && !within && !near) agreed = false
+    const { mine, theirs, ratio, within, near, agrees } = agreementOf([ours, fio], key)
+    if (depth !== '1' && !agrees) agreed = false
     const verdict = [within ? 'within its spread' : 'outside its spread', near ? 'near' : 'not near'].join(', ')
     const spreadOf = (/** @type {Spread} */ { min, median, max }) =>
       `${format(median).padStart(8)} (${format(min)} to ${format(max)})`.padEnd(32)

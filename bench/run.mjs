@@ -142,7 +142,11 @@ function printCosts({ title, costs }) {
 }
 
 /** @param {import('./goals.mjs').Figure} figure */
-const isMet = ({ spread, is, bound }) => (is === '>=' ? spread.median >= bound : spread.median <= bound)
+function isMet({ spread, is, bound, met }) {
+  if (met !== undefined) return met
+  if (is === '~') return Math.abs(spread.median - 1) <= bound
+  return is === '>=' ? spread.median >= bound : spread.median <= bound
+}
 
 /** @param {string} name of the goal @param {import('./goals.mjs').Figure} figure */
 function printFigure(name, figure) {

@@ -1,10 +1,10 @@
-// Places to write to: a loop device over tmpfs, a file on ext4, a file on tmpfs. Every backing file is written in full first,
-// so that no measured write has to allocate.
+// Places to write to: a loop device over tmpfs, a file on ext4, a file on tmpfs, a device that takes its time. Every backing
+// file is written in full first, so that no measured write has to allocate.
 //
 // Whatever is made here is taken away again: by `remove`, or when the process ends, an error and a signal included. Devices
 // and mounts are released by their own names only.
 
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
@@ -245,5 +245,59 @@ export function tmpfsFile(size) {
   } catch (error) {
     remove()
     throw error
+  }
+}
+
+/**
+ * A file that answers each request after so many milliseconds: memory served by nbdkit behind its delay filter, mounted by
+ * nbdfuse. Some requests at a time wait beside each other, as in a disk.
+ * @param {number} size
+ * @param {number} delay_ms
+ * @returns {Target}
+ */
+export function delayedFile(size, delay_ms) {
+  for (const tool of ['nbdkit', 'nbdfuse', 'fusermount3']) run(tool, ['--version'])
+  const { directory, remove: removeDirectory } = temporaryDirectory(os.tmpdir())
+  const [socket, file] = [path.join(directory, 'socket'), path.join(directory, 'disk')]
+  const delays = [`delay-read=${delay_ms}ms`, `delay-write=${delay_ms}ms`]
+  const server = ['--foreground', '--unix', socket, '--threads=32', '--filter=delay', 'memory', String(size), ...delays]
+  const started = [start('nbdkit', server)]
+  const end = atTheLatestAtExit(() => {
+    for (const child of started) child.kill()
+  })
+  try {
+    waitFor(() => fs.existsSync(socket), 'nbdkit')
+    fs.writeFileSync(file, '')
+    started.push(start('nbdfuse', [file, '--unix', socket]))
+    const unmount = atTheLatestAtExit(() => run('fusermount3', ['-u', '-z', file]))
+    waitFor(() => fs.statSync(file).size === size, 'nbdfuse')
+    const remove = () => {
+      unmount()
+      end()
+      removeDirectory()
+    }
+    return { name: `file that answers after ${delay_ms} ms (nbdkit), direct`, path: file, size, direct: true, remove }
+  } catch (error) {
+    end()
+    removeDirectory()
+    throw error
+  }
+}
+
+/** @param {string} command @param {string[]} args */
+function start(command, args) {
+  const child = spawn(command, args, { stdio: 'ignore' })
+  child.unref()
+  return child
+}
+
+const PATIENCE_MS = 5000
+const LOOK_MS = 20
+
+/** @param {() => boolean} isThere @param {string} what */
+function waitFor(isThere, what) {
+  for (let waited = 0; !isThere(); waited += LOOK_MS) {
+    if (waited > PATIENCE_MS) throw new Unavailable(`${what} does not start here`)
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, LOOK_MS)
   }
 }
