@@ -267,8 +267,11 @@ async function kindOf(path: string): Promise<Kind> {
     if (found.isBlockDevice()) return 'block'
     if (found.isFile()) return 'file'
     return found.isDirectory() ? 'directory' : 'other'
-  } catch {
-    // Whatever it is, opening says it better.
+  } catch (error) {
+    const { errno, code } = error as NodeJS.ErrnoException
+    if (errno === undefined) throw error
+    // Whatever else it is, opening would say it too; but what can't be looked at may be there, and is not to be removed as ours.
+    if (code !== 'ENOENT' && code !== 'ENOTDIR') throw new BlockError(-errno, { syscall: 'open', path })
     return 'none'
   }
 }

@@ -8,6 +8,7 @@ import { describe, expect, test } from 'vitest'
 import { runChild } from './support/child.ts'
 import { failure } from './support/failure.ts'
 import { difference, Model, pattern } from './support/model.ts'
+import { noStrace, runInjected } from './support/strace.ts'
 import { bufferedEngines, directFile, loop512, loop4096, temporaryDirectory, withTarget } from './support/targets.ts'
 
 const size = 1 << 20
@@ -145,6 +146,26 @@ describe.each(bufferedEngines)('%s: create', (engine) => {
       expect(fs.readFileSync(file, 'utf8')).toBe('precious')
     })
   })
+
+  // It was taken for a file that is not there, and what was found in its place removed with the failed attempt.
+  test.skipIf(noStrace !== '')(
+    `a file that can't be looked at is there all the same, with overwrite too${noStrace && ` (${noStrace})`}`,
+    async () => {
+      await inDirectory(async (directory) => {
+        const file = path.join(directory, 'image')
+        fs.writeFileSync(file, 'precious')
+        // More than any file system takes.
+        const script = `
+          import { create } from 'multiwrite'
+          const options = { size: ${2 ** 52}, overwrite: true, engine: '${engine}' }
+          console.log(await create(process.env.TARGET, options).catch(({ name, code }) => name + ' ' + code))
+        `
+        const child = await runInjected(script, ['statx:error=ENOMEM:when=1'], { TARGET: file }, file)
+        expect(child).toMatchObject({ code: 0, stdout: 'BlockError ENOMEM\n', stderr: '' })
+        expect(fs.readFileSync(file, 'utf8')).toBe('precious')
+      })
+    },
+  )
 
   test('what is neither a file nor a device is not even opened, with overwrite too', async () => {
     for (const overwrite of [false, true]) {
