@@ -137,9 +137,20 @@ function unescapeMount(path: string): string {
 }
 
 async function text(path: string): Promise<string> {
-  return readFile(path, 'utf8').catch(() => '')
+  return readFile(path, 'utf8').catch((error: unknown) => unlessShort(error, ''))
 }
 
 async function list(path: string): Promise<string[]> {
-  return readdir(path).catch(() => [])
+  return readdir(path).catch((error: unknown) => unlessShort(error, []))
+}
+
+/** What is not there, or is not ours to see, holds nothing; but to be short of descriptors or memory is not to have looked. */
+function unlessShort<T>(error: unknown, otherwise: T): T {
+  const { errno, code } = error as NodeJS.ErrnoException
+  if (code !== 'EMFILE' && code !== 'ENFILE' && code !== 'ENOMEM') return otherwise
+  throw new BlockError(-errno!, {
+    syscall: 'open',
+    path: '/proc',
+    reason: 'who holds the device could not be found out',
+  })
 }

@@ -62,6 +62,31 @@ describe('no descriptors are left', () => {
   }
 })
 
+describe('no descriptors are left to look with', () => {
+  // It was told that nobody holds it.
+  test.skipIf(!loop512.available)(titled('who holds a device is not known', loop512), async () => {
+    const script = `
+      import fs from 'node:fs'
+      import { holdersOf, open } from 'multiwrite'
+      const before = await holdersOf(process.env.TARGET)
+      try {
+        for (;;) fs.openSync('/dev/null', 'r')
+      } catch {}
+      const told = await holdersOf(process.env.TARGET).catch((error) => [error.name, error.code, error.message].join(' '))
+      fs.writeSync(1, JSON.stringify({ before, told }))
+    `
+    await withTarget(loop512, 1 << 20, async (made) => {
+      const wrapper = ['prlimit', '--nofile=100:100']
+      const child = await runChild(script, { wrapper, env: { TARGET: made.path }, silence: 20_000 })
+      expect(child).toMatchObject({ stderr: '', code: 0 })
+      const { before, told } = JSON.parse(child.stdout) as { before: string[]; told: string }
+      expect(before).toEqual([])
+      expect(told).toContain('BlockError EMFILE')
+      expect(told).toContain('who holds the device could not be found out')
+    })
+  })
+})
+
 describe('a busy device', () => {
   // It rejected with an error of Node's.
   test.skipIf(!loop512.available)(
