@@ -18,7 +18,7 @@ import { delayedFile, loopDevice, Unavailable } from './targets.mjs'
 
 const MAIN = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
 const SIZE = 512 << 20
-const DELAY_MS = 5
+const DELAY_MS = 1
 const DEPTHS = [8, 32, 128]
 
 /** Medians so far apart still agree. */

@@ -1,6 +1,7 @@
 // `multiwrite bench` as a program: what it measures on files and devices, what it prints, what it refuses.
 
 import { execFileSync, spawnSync } from 'node:child_process'
+import { randomFillSync } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -47,6 +48,19 @@ describe('a load', () => {
     const [, requests, submissions] = /writes\s+: (\d+) requests in (\d+) submissions/.exec(stdout) ?? []
     expect(requests).toBe('256')
     expect(Number(submissions)).toBeLessThanOrEqual(256)
+  })
+
+  test('warms itself up beside the target, which is not touched, and leaves nothing in memory', async () => {
+    const file = inside('cold')
+    const content = randomFillSync(Buffer.alloc(MIB))
+    fs.writeFileSync(file, content)
+    const left = (): string[] => fs.readdirSync('/dev/shm').filter((name) => name.startsWith('multiwrite-warm-up-'))
+    const before = left()
+    // A block goes to it, of a load of writes.
+    const { status } = await bench('--rw=write', '--bs=4k', '--size=4k', '--numjobs=2', '--force', `--filename=${file}`)
+    expect(status).toBe(0)
+    expect(fs.readFileSync(file).subarray(4096).equals(content.subarray(4096))).toBe(true)
+    expect(left()).toEqual(before)
   })
 
   test('of neighbours in one call is one submission', async () => {

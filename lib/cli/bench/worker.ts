@@ -7,6 +7,7 @@ import { openTarget } from './open-target.ts'
 import type { Failed, Measured } from './results.ts'
 import type { Kind, TargetOptions } from './target.ts'
 import { verifyWritten } from './verify.ts'
+import { warmUp } from './warm-up.ts'
 
 /** What a worker is to do. */
 export interface Assignment {
@@ -31,6 +32,7 @@ function send(message: FromWorker): void {
 async function work(): Promise<void> {
   const target = await openTarget(kind, options)
   const loop = new Loop(target, load, stop, live)
+  await warmUp(kind, options, load, stop)
   send({ is: 'ready' })
   await new Promise((resolve) => port.once('message', resolve))
   await loop.run()
