@@ -150,6 +150,58 @@ describe('requests', () => {
     })
   })
 
+  test('what is left of a run that was cut by a withdrawal shares its new cluster, and loses nothing in it', async () => {
+    // Its two ends were sent at once, each with a cluster of its own, and the second took the first one's place.
+    await inDirectory(async (directory) => {
+      const below = `${directory}/below`
+      fs.writeFileSync(below, Buffer.alloc(1 << 20, 3))
+      const image = imageIn(directory)
+      const made = await create(image, {
+        format: 'qcow2',
+        size: 1 << 20,
+        clusterSize: 65536,
+        backing: { path: below, format: 'raw' },
+      })
+      await made.write(512 << 10, Buffer.alloc(65536, 9))
+      await made.close()
+      const recorder = new Recorder()
+      const disk = await open(image, {
+        format: recorder.driver(),
+        queueDepth: 2,
+        backing: { path: below, format: 'raw' },
+      })
+      let goOn = (): void => undefined
+      let held: Promise<void> | null = new Promise((resolve) => {
+        goOn = resolve
+      })
+      const run = recorder.run.bind(recorder)
+      recorder.run = async (kind, act, bytes) => {
+        if (kind === 'write') await held
+        return run(kind, act, bytes)
+      }
+      const before = [0, 8192].map((at) => disk.multiwrite([{ offset: (512 << 10) + at, data: Buffer.alloc(4096, 9) }]))
+      await new Promise((resolve) => setImmediate(resolve))
+      const controller = new AbortController()
+      const { signal } = controller
+      const head = disk.write(0, Buffer.alloc(4096, 1))
+      const middle = disk.write(4096, Buffer.alloc(8192, 2), { signal }).catch((error: Error) => error.name)
+      const tail = disk.write(12288, Buffer.alloc(4096, 4))
+      await new Promise((resolve) => setImmediate(resolve))
+      controller.abort()
+      await new Promise((resolve) => setImmediate(resolve))
+      held = null
+      goOn()
+      await Promise.all([...before, head, tail])
+      expect(await middle).toBe('AbortError')
+      const into = Buffer.alloc(65536)
+      await disk.read(0, into)
+      const expected = Buffer.alloc(65536, 3).fill(1, 0, 4096).fill(4, 12288, 16384)
+      expect(difference(into, expected)).toBeNull()
+      expect(await disk.check()).toMatchObject({ corruptions: 0, leaks: 0 })
+      await disk.close()
+    })
+  })
+
   test('a failed write into new clusters leaves zeros, not what the host held; the others are carried out', async () => {
     await inDirectory(async (directory) => {
       const image = imageIn(directory)

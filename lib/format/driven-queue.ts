@@ -87,9 +87,9 @@ export class DrivenQueue implements SubmissionQueue {
       if (leaving === undefined || submission.sent || submission.parent !== null) return [submission]
       if (!submission.concerns(leaving)) return [submission]
       const rest = submission.batch.replan(submission, leaving, (owner) => leaving.get(owner)!)
-      stage.share(submission, rest)
+      const now = stage.share(submission, rest)
       this.#end(submission, null)
-      return rest
+      return now
     }
     stage.replaceWaiting(keep)
     this.#waiting.replaceEach(keep)

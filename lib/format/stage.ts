@@ -18,8 +18,10 @@ import type { FormatImage } from './driver.ts'
 
 /** Clusters that are being allocated, or that nobody may allocate in; or requests that wait for such, and lock nothing. */
 interface Lock {
-  /** Runs that hold it and have not begun. */
+  /** Runs that hold it and have not begun: one after the other, as two of them may share a new cluster, which one must make. */
   starting: Submission[]
+  /** The run whose turn it is. */
+  running: Submission | null
   /** Runs that hold it and have not ended. */
   parts: number
   /** An operation that holds it, if no run does. */
@@ -66,7 +68,7 @@ export class Stage {
   lock(start: number, end: number, run: () => void): Hold<Lock> {
     const size = this.#image.clusterSize ?? 1
     const [from, to] = [start - (start % size), end % size === 0 ? end : end - (end % size) + size]
-    const hold = new Hold<Lock>(from, to, false, { starting: [], parts: 1, run, parked: null })
+    const hold = new Hold<Lock>(from, to, false, { starting: [], running: null, parts: 1, run, parked: null })
     this.#locks.enter(hold)
     if (hold.blockers === 0) run()
     return hold
@@ -88,7 +90,7 @@ export class Stage {
       } else if (tag.run !== null) tag.run()
       // All its runs were withdrawn while it waited; its place in the order was kept.
       else if (tag.parts === 0) append(submissions, this.unlock(next))
-      else append(submissions, tag.starting.splice(0))
+      else append(submissions, nextOf(tag))
     }
     for (const [batch, owners] of groups) {
       owners.sort((a, b) => a - b)
@@ -102,22 +104,31 @@ export class Stage {
     const hold = this.#held.get(submission)
     if (hold === undefined) return NONE
     this.#held.delete(submission)
-    return --hold.tag.parts === 0 && hold.blockers === 0 ? this.unlock(hold) : NONE
+    const { tag } = hold
+    tag.parts--
+    if (tag.running === submission) tag.running = null
+    if (hold.blockers > 0) return NONE
+    return tag.parts === 0 ? this.unlock(hold) : nextOf(tag)
   }
 
-  /** Runs that are locked out by others of their batch; each is to be replaced by what `keep` makes of it. */
+  /** Runs that wait for others of their batch; each is to be replaced by what `keep` makes of it. */
   replaceWaiting(keep: (submission: Submission) => Submission[]): void {
     for (const hold of new Set(this.#held.values())) {
       if (hold.tag.starting.length > 0) hold.tag.starting = hold.tag.starting.flatMap(keep)
     }
   }
 
-  /** Gives a run's lock to those that replace it, too; it must be ended as well. */
-  share(submission: Submission, others: readonly Submission[]): void {
+  /** Gives a run's lock to those that replace it, too; it must be ended as well. Returns which of them take its place now. */
+  share(submission: Submission, others: Submission[]): Submission[] {
     const hold = this.#held.get(submission)
-    if (hold === undefined) return
+    if (hold === undefined) return others
+    const { tag } = hold
     for (const other of others) this.#held.set(other, hold)
-    hold.tag.parts += others.length
+    tag.parts += others.length
+    if (tag.running !== submission || others.length === 0) return others
+    tag.running = others[0]!
+    tag.starting = [...others.slice(1), ...tag.starting]
+    return [tag.running]
   }
 
   /** Goes on with requests that have waited: some may have been withdrawn meanwhile. */
@@ -155,12 +166,13 @@ export class Stage {
   #enter(submission: Submission): boolean {
     const span = this.#image.allocates!({ offset: submission.offset, length: submission.length })
     if (span === null) return true
-    const tag: Lock = { starting: NO_SUBMISSIONS, parts: 1, run: null, parked: null }
+    const tag: Lock = { starting: NO_SUBMISSIONS, running: submission, parts: 1, run: null, parked: null }
     const hold = new Hold<Lock>(span.offset, span.offset + span.length, false, tag)
     this.#locks.enter(hold)
     this.#held.set(submission, hold)
     if (hold.blockers === 0) return true
-    hold.tag.starting = [submission]
+    tag.running = null
+    tag.starting = [submission]
     return false
   }
 }
@@ -168,13 +180,20 @@ export class Stage {
 const NONE: Submission[] = []
 const NO_SUBMISSIONS: Submission[] = []
 
+/** The run of a lock whose turn it is now, if none has begun. */
+function nextOf(lock: Lock): Submission[] {
+  if (lock.running !== null) return NONE
+  lock.running = lock.starting.shift() ?? null
+  return lock.running === null ? NONE : [lock.running]
+}
+
 /** Not `concat`, which copies what is there already, for each of many batches anew. */
 function append(submissions: Submission[], more: readonly Submission[]): void {
   for (const one of more) submissions.push(one)
 }
 
 function parked(batch: SubmissionOwner, owners: number[]): Lock {
-  return { starting: NO_SUBMISSIONS, parts: 0, run: null, parked: { batch, owners } }
+  return { starting: NO_SUBMISSIONS, running: null, parts: 0, run: null, parked: { batch, owners } }
 }
 
 /** The ranges of requests; those that touch their predecessor are one. */
