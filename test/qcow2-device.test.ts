@@ -46,6 +46,26 @@ everywhere([bufferedFile, directFile, loop512, loop4096, loopOnFile], (target, e
     })
   })
 
+  test.skipIf(!target.block)('clusters of a block device that are taken ahead do not show what it held', async () => {
+    await withTarget(target, 4 << 20, async (made) => {
+      const raw = await open(made.path, { ...made.options, engine })
+      await raw.write(0, Buffer.alloc(4 << 20, 0xee))
+      await raw.close()
+      const options = { ...made.options, engine, format: 'qcow2', overwrite: true, preallocation: 'metadata' } as const
+      const disk = await create(made.path, { ...options, size: 2 << 20 })
+      const expected = Buffer.alloc(2 << 20)
+      const into = Buffer.alloc(2 << 20, 9)
+      await disk.read(0, into)
+      expect(difference(into, expected)).toBeNull()
+      await disk.write(1000, Buffer.alloc(10, 1))
+      await disk.read(0, into)
+      expect(difference(into, expected.fill(1, 1000, 1010))).toBeNull()
+      expect(await disk.check()).toMatchObject({ allocatedClusters: 32, leaks: 0, corruptions: 0 })
+      await disk.close()
+      if (noQemu === '') expect(qemuCheck(made.path)).toMatchObject({ status: 0 })
+    })
+  })
+
   test.skipIf(!target.block)('a block device that is full says so, and the image stays in order', async () => {
     await withTarget(target, 1 << 20, async (made) => {
       const options = { ...made.options, engine, format: 'qcow2' } as const
@@ -490,6 +510,24 @@ test('to open and close an image changes nothing, not even when it was changed',
     await disk.close()
     expect(fs.readFileSync(image).equals(before)).toBe(true)
     expect(fs.statSync(image).mtimeMs).toBe(1_000_000)
+  })
+})
+
+test('a file that ends inside of its last cluster is written to there', async () => {
+  // Its end was taken for that of a device, and the write refused.
+  await inDirectory(async (directory) => {
+    const image = imageIn(directory)
+    const made = await create(image, { format: 'qcow2', size: 1 << 20 })
+    await made.write(0, Buffer.alloc(4096, 5))
+    await made.close()
+    fs.truncateSync(image, fs.statSync(image).size - 65536 + 4096)
+    const disk = await open(image, { format: 'qcow2' })
+    await disk.write(60_000, Buffer.alloc(1000, 7))
+    const into = Buffer.alloc(65536)
+    await disk.read(0, into)
+    expect(difference(into, Buffer.alloc(65536).fill(5, 0, 4096).fill(7, 60_000, 61_000))).toBeNull()
+    await disk.close()
+    if (noQemu === '') expect(qemuCheck(image)).toMatchObject({ status: 0 })
   })
 })
 

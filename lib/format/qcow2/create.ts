@@ -18,6 +18,7 @@ import {
   MAGIC,
   REFCOUNT_TABLE_BYTES_MAX,
   writeU64,
+  ZERO_LOW,
 } from './layout.ts'
 
 const CLUSTER_SIZE = 64 << 10
@@ -65,6 +66,8 @@ export async function createImage(host: FormatHost, options: FormatCreateOptions
   const { clusterSize } = plan
   const header = headerOf(plan, options)
   const bytes = plan.end * clusterSize
+  // A file has no bytes yet. What a block device holds must not show in clusters that nobody has written.
+  const readsZeros = host.size === 0
   if (bytes > host.size) {
     try {
       await host.truncate(bytes)
@@ -74,7 +77,7 @@ export async function createImage(host: FormatHost, options: FormatCreateOptions
       throw new BlockError(constants.errno.ENOSPC, { syscall: 'open', path: host.path, reason })
     }
   }
-  await writeAll(host, plan)
+  await writeAll(host, plan, readsZeros)
   await host.flush()
   await host.write(0, header)
   await host.flush()
@@ -156,12 +159,13 @@ function headerOf(plan: Plan, { size, backing, lazyRefcounts }: FormatCreateOpti
   return bytes
 }
 
-async function writeAll(host: FormatHost, plan: Plan): Promise<void> {
+/** @param readsZeros whether clusters that were never written do; else their entries say so */
+async function writeAll(host: FormatHost, plan: Plan, readsZeros: boolean): Promise<void> {
   const { clusterSize, refcountOrder, tableAt, table, blocksAt, blocks, l1At, l1, l2At, l2, dataAt, l1Size, end } = plan
-  const entry = (bytes: Buffer, at: number, cluster: number): void => {
+  const entry = (bytes: Buffer, at: number, cluster: number, flags: number): void => {
     const offset = cluster * clusterSize
     bytes.writeUInt32BE((highOf(offset) | COPIED_HIGH) >>> 0, at)
-    bytes.writeUInt32BE(lowOf(offset), at + 4)
+    bytes.writeUInt32BE(lowOf(offset) + flags, at + 4)
   }
   await writePieces(host, tableAt * clusterSize, table * clusterSize, (bytes, from) => {
     for (let i = 0; i < bytes.length; i += 8) {
@@ -184,13 +188,13 @@ async function writeAll(host: FormatHost, plan: Plan): Promise<void> {
   await writePieces(host, l1At * clusterSize, l1 * clusterSize, (bytes, from) => {
     for (let i = 0; i < bytes.length && l2 > 0; i += 8) {
       const index = (from + i) / 8
-      if (index < l1Size) entry(bytes, i, l2At + index)
+      if (index < l1Size) entry(bytes, i, l2At + index, 0)
     }
   })
   await writePieces(host, l2At * clusterSize, l2 * clusterSize, (bytes, from) => {
     for (let i = 0; i < bytes.length; i += 8) {
       const cluster = dataAt + (from + i) / 8
-      if (cluster < end) entry(bytes, i, cluster)
+      if (cluster < end) entry(bytes, i, cluster, readsZeros ? 0 : ZERO_LOW)
     }
   })
 }

@@ -347,6 +347,8 @@ export class Qcow2Image implements FormatImage {
   async #tellBegin(): Promise<void> {
     // Not when it is opened: setting even the same size changes when a file was last changed.
     this.#refcounts.end.growable = await isGrowable(this.#host)
+    // A file may end inside of its last cluster, whose rest reads as zeros: written to, it must be whole.
+    await this.#refcounts.end.coverAll()
     const isLazy = (this.#header.compatible & COMPATIBLE.lazyRefcounts) !== 0
     // Features that are cleared by whoever does not know them: nothing in this image is kept up for them.
     if (this.#header.hasAutoclear) await this.#clearFeatures()
