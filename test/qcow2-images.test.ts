@@ -17,6 +17,7 @@ import {
   qemuContent,
   qemuImg,
   qemuIo,
+  Recorder,
   randomOf,
   withQemu,
 } from './support/qcow2.ts'
@@ -255,6 +256,26 @@ describe.skipIf(noQemu !== '')(`images made by QEMU${withQemu}`, () => {
       expect(fs.readFileSync(below).equals(before)).toBe(true)
       const alone = await open(image, { format: 'qcow2', backing: null, readOnly: true })
       await alone.close()
+    })
+  })
+
+  test('compressed bytes that could not be read once are read the next time', async () => {
+    await inDirectory(async (directory) => {
+      const image = imageIn(directory)
+      const raw = `${directory}/raw`
+      const content = unevenly(1 << 20)
+      fs.writeFileSync(raw, content)
+      qemuImg('convert', '-c', '-f', 'raw', '-O', 'qcow2', raw, image)
+      const recorder = new Recorder()
+      const disk = await open(image, { format: recorder.driver(), readOnly: true })
+      const into = Buffer.alloc(65536)
+      await disk.read(65536, into)
+      recorder.fails = (_, kind) => (kind === 'read' ? 'before' : null)
+      expect(await failure(disk.read(0, into))).toMatchObject({ code: 'EIO' })
+      recorder.fails = null
+      await disk.read(0, into)
+      expect(difference(into, content.subarray(0, 65536))).toBeNull()
+      await disk.close()
     })
   })
 

@@ -24,8 +24,14 @@ export class Decompressor {
 
   /** The bytes of a cluster. */
   read({ offset, length }: Compressed): Promise<Buffer> {
-    if (this.#last?.offset !== offset) this.#last = { offset, bytes: this.#read(offset, length) }
-    return this.#last.bytes
+    if (this.#last?.offset === offset) return this.#last.bytes
+    const last = { offset, bytes: this.#read(offset, length) }
+    this.#last = last
+    // What has failed is tried again by the next one who asks.
+    last.bytes.catch(() => {
+      if (this.#last === last) this.#last = null
+    })
+    return last.bytes
   }
 
   async #read(offset: number, length: number): Promise<Buffer> {
@@ -38,7 +44,6 @@ export class Decompressor {
       if (bytes.length !== clusterSize) throw new Error(`they are ${bytes.length} bytes`)
       return bytes
     } catch (error) {
-      this.#last = null
       const why = error instanceof Error ? error.message : String(error)
       throw corrupt(host.path, `compressed bytes at ${offset} do not give a cluster: ${why}`)
     }
