@@ -3,6 +3,7 @@
 
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
+import path from 'node:path'
 import { create, open } from 'multiwrite'
 import { describe, expect, test } from 'vitest'
 import { everywhere } from './support/everywhere.ts'
@@ -408,6 +409,34 @@ describe('requests', () => {
       const short = open(`${directory}/3`, { format: 'qcow2', backing: { path: `${directory}/2`, format: 'qcow2' } })
       expect(await failure(short)).toMatchObject({ code: 'EOPNOTSUPP' })
     })
+  })
+})
+
+test('the name of what lies below leads others to the same file', async () => {
+  // They look for it from the directory of the image, and may find another file there; a colon ends the name of a protocol.
+  await inDirectory(async (directory) => {
+    const image = imageIn(directory)
+    const inside = `${directory}/inside`
+    fs.mkdirSync(inside)
+    const nameOf = async (below: string): Promise<string> => {
+      fs.writeFileSync(below, Buffer.alloc(1 << 20, 3))
+      const backing = { path: below, format: 'raw' } as const
+      await (await create(image, { format: 'qcow2', size: 1 << 20, backing, overwrite: true })).close()
+      const refused = (await failure(open(image, { format: 'qcow2' }))) as Error
+      return refused.message.split('"')[1]!
+    }
+    const before = process.cwd()
+    try {
+      process.chdir(inside)
+      expect(await nameOf('base')).toBe(path.resolve('base'))
+      expect(await nameOf('../base')).toBe(path.resolve('../base'))
+      process.chdir(directory)
+      expect(await nameOf('base')).toBe('base')
+      expect(await nameOf('nbd:base')).toBe(path.resolve('nbd:base'))
+      if (noQemu === '') expect(difference(qemuContent(image), Buffer.alloc(1 << 20, 3))).toBeNull()
+    } finally {
+      process.chdir(before)
+    }
   })
 })
 

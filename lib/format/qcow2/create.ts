@@ -2,6 +2,7 @@
 // and the clusters of the guest behind them. The header comes last: until it is there, there is no image.
 
 import { constants } from 'node:os'
+import path from 'node:path'
 import { BlockError } from '../../errors.ts'
 import { invalidValue, outOfRange } from '../../errors-argument.ts'
 import type { FormatCreateOptions, FormatHost } from '../driver.ts'
@@ -64,7 +65,7 @@ export async function createImage(host: FormatHost, options: FormatCreateOptions
   }
   const plan = planImage(options)
   const { clusterSize } = plan
-  const header = headerOf(plan, options)
+  const header = headerOf(plan, options, host.path)
   const bytes = plan.end * clusterSize
   // A file has no bytes yet. What a block device holds must not show in clusters that nobody has written.
   const readsZeros = host.size === 0
@@ -129,7 +130,7 @@ function planImage(options: Shape): Plan {
   }
 }
 
-function headerOf(plan: Plan, { size, backing, lazyRefcounts }: FormatCreateOptions): Buffer {
+function headerOf(plan: Plan, { size, backing, lazyRefcounts }: FormatCreateOptions, image: string): Buffer {
   const { clusterSize, refcountOrder, l1Size, l1At, tableAt, table } = plan
   const bytes = Buffer.alloc(clusterSize)
   bytes.writeUInt32BE(MAGIC, FIELD.magic)
@@ -144,7 +145,7 @@ function headerOf(plan: Plan, { size, backing, lazyRefcounts }: FormatCreateOpti
   bytes.writeUInt32BE(refcountOrder, FIELD.refcountOrder)
   bytes.writeUInt32BE(HEADER_LENGTH, FIELD.headerLength)
   if (backing == null) return bytes
-  const name = Buffer.from(backing.path)
+  const name = Buffer.from(nameFrom(image, backing.path))
   const format = Buffer.from(backing.format, 'latin1')
   const nameAt = HEADER_LENGTH + 8 + Math.ceil(format.length / 8) * 8 + 8
   if (name.length > BACKING_NAME_MAX || nameAt + name.length > clusterSize) {
@@ -157,6 +158,16 @@ function headerOf(plan: Plan, { size, backing, lazyRefcounts }: FormatCreateOpti
   bytes.writeUInt32BE(name.length, FIELD.backingLength)
   name.copy(bytes, nameAt)
   return bytes
+}
+
+/**
+ * What an image calls the file below it. Those who follow the name look for it from the directory of the image, not from ours, and
+ * take what stands before a colon for a protocol: where they would not find the same file by it, it is made absolute.
+ */
+function nameFrom(image: string, below: string): string {
+  const absolute = path.resolve(below)
+  const isSame = path.resolve(path.dirname(image), below) === absolute && !below.split('/')[0]!.includes(':')
+  return isSame ? below : absolute
 }
 
 /** @param readsZeros whether clusters that were never written do; else their entries say so */
