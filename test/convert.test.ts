@@ -116,6 +116,12 @@ describe.skipIf(noQcow2 !== '')(`qcow2${noQcow2 && ` (${noQcow2})`}`, () => {
       status: 0,
     })
     expect(fs.readFileSync(inside('flat')).equals(content)).toBe(true)
+    // To look at its metadata nothing below is needed.
+    fs.rmSync(base)
+    for (const repair of [[], ['--repair']]) {
+      const found = await cli(['check', ...repair, top])
+      expect([found.status, found.stdout]).toEqual([0, expect.stringMatching(/^metadata {2}sound$/m)])
+    }
   })
 
   test('a corrupt one is told with status 1, and with --repair it is sound again', async () => {

@@ -32,7 +32,8 @@ async function run(args: readonly string[]): Promise<ExitStatus> {
   const path = operands[0]!
   oneOf(values.format, 'format', ['qcow2'], USAGE)
   const repair = values.repair ?? false
-  const disk = await open(path, { format: 'qcow2', readOnly: !repair }).catch((error: unknown) => {
+  // What may lie below has no part in the metadata, and is not needed.
+  const disk = await open(path, { format: 'qcow2', readOnly: !repair, backing: null }).catch((error: unknown) => {
     throw asRefusal(error)
   })
   let found: CheckResult
