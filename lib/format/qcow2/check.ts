@@ -19,35 +19,16 @@ import {
 import type { Mapping } from './mapping.ts'
 import type { Metadata } from './metadata.ts'
 import type { Refcounts } from './refcounts.ts'
+import { References } from './references.ts'
 import { readSnapshots } from './snapshots.ts'
 import { Table } from './table.ts'
 
-/** Small: references of a hostile image may lie far apart, each in a page of its own. */
-const PAGE = 128
 const READ_BYTES = 1 << 20
 /** So far apart two tables are still read by one call. */
 const NEAR_BYTES = 32 << 10
-
-/** References by cluster. A page is made when something in it is counted. */
-class Counts {
-  readonly #pages = new Map<number, Uint32Array>()
-  end = 0
-
-  add(cluster: number, times: number): void {
-    const index = Math.floor(cluster / PAGE)
-    let page = this.#pages.get(index)
-    if (page === undefined) {
-      page = new Uint32Array(PAGE)
-      this.#pages.set(index, page)
-    }
-    page[cluster % PAGE]! += times
-    if (cluster >= this.end) this.end = cluster + 1
-  }
-
-  get(cluster: number): number {
-    return this.#pages.get(Math.floor(cluster / PAGE))?.[cluster % PAGE] ?? 0
-  }
-}
+/** All tables of snapshots, and all of bitmaps, that are looked at: more than anybody has, and what a sparse file can pretend to have. */
+const SNAPSHOT_BYTES_MAX = 2 ** 30
+const BITMAP_BYTES_MAX = 2 ** 29
 
 type Result = { -readonly [K in keyof CheckResult]: CheckResult[K] }
 
@@ -74,7 +55,7 @@ class Check {
   readonly #mapping: Mapping
   readonly #refcounts: Refcounts
   readonly #clusterSize: number
-  readonly #counts = new Counts()
+  readonly #counts = new References()
   /** Counts that are not what they should be: what they should be. */
   readonly #wrong = new Map<number, number>()
   /** Entries whose flag is not what it should be. */
@@ -229,7 +210,7 @@ class Check {
     for (const { l1Offset, l1Size } of snapshots) {
       bytes += l1Size * 8
       // Each has a table of its own; of those of a hostile image, which share one, there is no end.
-      if (bytes > this.#metadata.host.size) {
+      if (bytes > Math.min(this.#metadata.host.size, SNAPSHOT_BYTES_MAX)) {
         this.#result.corruptions++
         break
       }
@@ -248,7 +229,7 @@ class Check {
     for (const table of tables) {
       bytes += table.entries * 8
       // Each has a table of its own; of those of a hostile image, which share one, there is no end.
-      if (bytes > this.#metadata.host.size) {
+      if (bytes > Math.min(this.#metadata.host.size, BITMAP_BYTES_MAX)) {
         this.#result.corruptions++
         break
       }
@@ -267,30 +248,32 @@ class Check {
     const { table, perBlock } = this.#refcounts.blocks
     const clusters = Math.ceil(this.#metadata.host.size / this.#clusterSize)
     let end = 0
-    const indexes = Math.max(table.length, Math.ceil(this.#counts.end / perBlock))
-    for (let index = 0; index < indexes && index * perBlock < clusters; index++) {
-      const isThere = index < table.length && table[index]! !== 0
-      const isUsed = index * perBlock < this.#counts.end
-      if (!isThere && !isUsed) continue
-      const block = isThere ? await this.#block(index) : null
+    const compare = (cluster: number, should: number, is: number): void => {
+      if (should === 0 && is === 0) return
+      if (cluster >= end) end = cluster + 1
+      if (should === is) return
+      if (is > should) this.#result.leaks++
+      else this.#result.corruptions++
+      this.#wrong.set(cluster, should)
+    }
+    for (let index = 0; index < table.length && index * perBlock < clusters; index++) {
+      if (!this.#hasBlock(index)) continue
+      const block = await this.#refcounts.blocks.load(index)
       const stop = Math.min(clusters, (index + 1) * perBlock)
       for (let cluster = index * perBlock; cluster < stop; cluster++) {
-        const should = this.#counts.get(cluster)
-        const is = block === null ? 0 : this.#refcounts.blocks.get(block, cluster % perBlock)
-        if (should > 0 || is > 0) end = cluster + 1
-        if (should === is) continue
-        if (is > should) this.#result.leaks++
-        else this.#result.corruptions++
-        this.#wrong.set(cluster, should)
+        compare(cluster, this.#counts.get(cluster), this.#refcounts.blocks.get(block, cluster % perBlock))
       }
+    }
+    // Of what no block describes there may be more than anybody could go through.
+    for (const [cluster, should] of this.#counts.all()) {
+      if (!this.#hasBlock(Math.floor(cluster / perBlock))) compare(cluster, should, 0)
     }
     this.#result.imageEndOffset = end * this.#clusterSize
   }
 
-  async #block(index: number): Promise<Table | null> {
-    const offset = this.#refcounts.blocks.table[index]!
-    if (offset % this.#clusterSize !== 0 || offset >= this.#metadata.host.size) return null
-    return this.#refcounts.blocks.load(index)
+  #hasBlock(index: number): boolean {
+    const offset = this.#refcounts.blocks.table[index] ?? 0
+    return offset !== 0 && offset % this.#clusterSize === 0 && offset < this.#metadata.host.size
   }
 
   /** The active tables say of each cluster whether it is referred to once. */
