@@ -81,7 +81,7 @@ export async function* agreement({ fio, rounds }) {
           batch: 1,
           rounds: Math.max(7, rounds),
           runtime_s: 0.7,
-          ramp_s: 0.5,
+          ramp_s: 0.2,
         }
         const contenders = await besideFio(target, load)
         for (const [label, key] of /** @type {[string, Measured][]} */ ([

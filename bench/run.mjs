@@ -1,6 +1,6 @@
 // The benchmark suite: what a request costs here, beside Node's own calls and beside fio; and whether the goals are met.
 //
-//     npm run bench                        all of it: some seven minutes, under ten on a busy machine
+//     npm run bench                        all of it: some nine minutes
 //     npm run bench -- --quick             about a minute, without the goals
 //     npm run bench -- --section goals     all goals; --section p5: one of them
 //     npm run bench -- --section random --contender 'write|fio' --rounds 5 --seconds 2
