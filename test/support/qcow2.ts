@@ -52,7 +52,8 @@ export function qemuContent(image: string): Buffer {
   return bytes
 }
 
-const SECTOR_BYTES = 512
+/** Of an L1 or L2 table; a write of less, within one sector, is there or is not. */
+const ENTRY_BYTES = 8
 
 /** Something that was done to a host. */
 export type Step =
@@ -68,9 +69,8 @@ export class Recorder {
   /** Operations so far: those that may fail. */
   operations = 0
   /**
-   * Operations that fail, by number, kind and what is written, and how: without effect, after half of it, or after all of it. A
-   * sector is written wholly or not at all, by disks and by the page cache; what is cut inside of an entry of a table is nothing
-   * that a driver could be asked to survive.
+   * Operations that fail, by number, kind and what is written, and how: without effect, after half of it, or after all of it. The
+   * half ends at an entry of a table: no disk and no page cache cuts inside of one, and no driver could survive that.
    */
   fails: ((operation: number, kind: string, bytes: Buffer | null) => 'before' | 'half' | 'after' | null) | null = null
   recording = true
@@ -126,8 +126,8 @@ class RecordedHost implements FormatHost {
   write(offset: number, data: Uint8Array | readonly Uint8Array[], options = {}): Promise<void> {
     const bytes = data instanceof Uint8Array ? Buffer.from(data) : Buffer.concat(data as Uint8Array[])
     const act = (part: 'all' | 'half'): Promise<void> => {
-      const middle = offset + bytes.length / 2
-      const written = part === 'all' ? bytes : bytes.subarray(0, Math.max(0, middle - (middle % SECTOR_BYTES) - offset))
+      const half = Math.floor(bytes.length / 2 / ENTRY_BYTES) * ENTRY_BYTES
+      const written = part === 'all' ? bytes : bytes.subarray(0, half)
       if (written.length === 0 && bytes.length > 0) return Promise.resolve()
       if (this.#recorder.recording) this.#recorder.steps.push({ kind: 'write', offset, bytes: Buffer.from(written) })
       return this.#host.write(offset, part === 'all' ? data : written, options)
