@@ -2,13 +2,14 @@
 // second, p50 and p99 of the total latency, at several depths, unmerged, and what each of both spends per request.
 //
 //   node bench/instrument.mjs [--target=loop|delayed|disk] [--rw=randwrite] [--bs=4k] [--depths=8,32,128,1] [--batch=1]
-//                             [--rounds=7] [--runtime=1]
+//                             [--rounds=7] [--runtime=1] [--may-sleep]
 
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { agreementOf, besideFio, devices } from './agreement.mjs'
+import { keepAwake } from './awake.mjs'
 import { fioVersion } from './peers.mjs'
 import { atTheLatestAtExit } from './targets.mjs'
 
@@ -28,6 +29,7 @@ const { values } = parseArgs({
     runtime: { type: 'string', default: '1' },
     batch: { type: 'string', default: '1' },
     json: { type: 'string' },
+    'may-sleep': { type: 'boolean', default: false },
   },
 })
 
@@ -59,7 +61,9 @@ const target = { disk: diskFile, delayed, loop }[values.target]?.()
 if (target === undefined) throw new RangeError(`--target=${values.target} is not known`)
 console.log(`${values.rw} ${values.bs}, ${target.name}; ${values.rounds} rounds in turns, ${values.runtime} s each`)
 const calls = values.batch === '1' ? 'a call per request' : `up to ${values.batch} requests in a call`
-console.log(`multiwrite bench (unmerged, ${calls}) beside ${fioVersion()} (io_uring)\n`)
+console.log(
+  `multiwrite bench (unmerged, ${calls}) beside ${fioVersion()} (io_uring); processors ${values['may-sleep'] ? 'may sleep' : keepAwake()}\n`,
+)
 
 /** @type {Record<string, Contender[]>} */
 const all = {}

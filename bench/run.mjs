@@ -5,12 +5,14 @@
 //     npm run bench -- --section goals     all goals; --section p5: one of them
 //     npm run bench -- --section random --contender 'write|fio' --rounds 5 --seconds 2
 //     npm run bench -- --json results.json
+//     npm run bench -- --may-sleep         does not keep the processors awake: see awake.mjs
 //
 // Loop devices need root; fio is used where it is installed. What can't be had is said and left out.
 
 import fs from 'node:fs'
 import os from 'node:os'
 import { parseArgs } from 'node:util'
+import { keepAwake } from './awake.mjs'
 import { costSections } from './costs.mjs'
 import { goals } from './goals.mjs'
 import { roundsSoFar } from './measure.mjs'
@@ -39,6 +41,7 @@ const { values } = parseArgs({
     contender: { type: 'string' },
     rounds: { type: 'string' },
     seconds: { type: 'string' },
+    'may-sleep': { type: 'boolean', default: false },
     help: { type: 'boolean', default: false },
   },
 })
@@ -51,7 +54,8 @@ if (values.help) {
   --section NAME     only this one, may be repeated: ${names.join(', ')}
   --contender REGEX  only those whose names match
   --rounds N         rounds that count (${HOW.rounds}; quick: ${QUICK.rounds}; goals: ${GOAL.rounds})
-  --seconds S        length of a round (${HOW.seconds}; quick: ${QUICK.seconds}; goals: ${GOAL.seconds})`)
+  --seconds S        length of a round (${HOW.seconds}; quick: ${QUICK.seconds}; goals: ${GOAL.seconds})
+  --may-sleep        does not keep the processors awake while it measures`)
   process.exit(0)
 }
 
@@ -75,6 +79,7 @@ function describeMachine() {
     memory_bytes: os.totalmem(),
     load: os.loadavg(),
     node: process.version,
+    processors: values['may-sleep'] ? 'may sleep' : keepAwake(),
     threadPool: Number(process.env.UV_THREADPOOL_SIZE ?? 4),
     fio: fioVersion(),
     qemu: qemuVersion(),
@@ -184,7 +189,7 @@ for (const name of wanted) {
 if (wanted.has(GOALS)) for (const { name } of goals) wanted.add(name)
 
 console.log(`${machine.kernel} ${machine.architecture}, ${machine.cores} x ${machine.processor}, node ${machine.node}, \
-${machine.fio ?? 'no fio: its contenders are left out'}, load ${machine.load[0].toFixed(1)};
+${machine.fio ?? 'no fio: its contenders are left out'}, load ${machine.load[0].toFixed(1)}; processors ${machine.processors};
 medians of rounds, the contenders in turns; node:fs on ${machine.threadPool} threads; fio's CPU time is without io_uring's workers. Ratios within a table can be compared;
 absolute figures mean little on a machine that does other things too, and none of this is a real disk.`)
 

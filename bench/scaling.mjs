@@ -12,6 +12,7 @@ import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { Worker } from 'node:worker_threads'
 import { open } from '../dist/index.js'
+import { keepAwake } from './awake.mjs'
 import { cpuPerRequest, inTurns, rateOf, roundsSoFar, spread, timed } from './measure.mjs'
 import { multiwrite, writes } from './ours.mjs'
 import { plot } from './plot.mjs'
@@ -349,6 +350,7 @@ function toMarkdown({ name, title, across, ticks, per, results }) {
   ].join('\n')
 }
 
+const processors = keepAwake()
 const chosen = axes.filter(({ name }) => values.axis === undefined || values.axis.includes(name))
 if (chosen.length === 0) throw new RangeError(`--axis takes ${axes.map(({ name }) => name).join(', ')}`)
 /** @type {string[]} */
@@ -367,7 +369,7 @@ for (const axis of chosen) {
 }
 const { measured, dropped } = roundsSoFar
 const described = `Medians of ${how.rounds} rounds of ${how.duration_ms} ms, the points of an axis in turns, on a loop device over tmpfs, direct I/O, \
-io_uring; ${os.type()} ${os.release()}, ${os.cpus().length} x ${os.cpus()[0]?.model.trim()}, Node ${process.version}. ${dropped} of \
+io_uring, the processors ${processors}; ${os.type()} ${os.release()}, ${os.cpus().length} x ${os.cpus()[0]?.model.trim()}, Node ${process.version}. ${dropped} of \
 ${measured} rounds do not count, since other programs took part in them. CPU time is the process's own; the loop device's workers are not in it.`
 console.log(described)
 if (values.out !== undefined && chosen.length === axes.length) {
