@@ -386,6 +386,18 @@ export class Batch implements SubmissionOwner {
       }
       return [new Submission(this, plan, 0, map, list, 0, count, claimOf(0))]
     }
+    if (owners === null && map === null && this.#isInOrder(plan)) {
+      this.#pending.fill(1)
+      const { firstSegment } = plan
+      const submissions: Submission[] = []
+      for (let s = 0; s < plan.count; s++) {
+        const members = ascending(firstSegment[s + 1]!)
+        submissions.push(
+          new Submission(this, plan, s, null, members, firstSegment[s]!, firstSegment[s + 1]!, claimOf(s)),
+        )
+      }
+      return submissions
+    }
     if (plan.count === members && this.#isOneEach(plan, map)) return this.#submissionsOfOne(plan, map, claimOf)
     const first = int32s(members)
     const counts = int32s(plan.count + 1)
@@ -432,6 +444,15 @@ export class Batch implements SubmissionOwner {
   /** A submission with one owner. */
   #submissionOf(owner: number, plan: Plan, s: number, map: UnitMap | null, claim: Claim | null): Submission {
     return new Submission(this, plan, s, map, ascending(owner + 1), owner, owner + 1, claim)
+  }
+
+  /** Whether a plan of the whole batch has its requests one after another as they stand: each one segment, whole. */
+  #isInOrder({ count, firstSegment, segmentUnit, segmentLength }: Plan): boolean {
+    const { units, owner } = this.work
+    const segments = firstSegment[count]!
+    if (owner !== null || segments !== units.count) return false
+    for (let i = 0; i < segments; i++) if (segmentUnit[i] !== i || segmentLength[i] !== units.length[i]) return false
+    return true
   }
 
   /** Whether each submission of a plan is one whole request of one piece. */

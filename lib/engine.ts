@@ -9,7 +9,7 @@
 
 import { constants } from 'node:os'
 import { BlockError } from './errors.ts'
-import { type Region, sharedMemory } from './memory.ts'
+import { sharedMemory } from './memory.ts'
 import { addon, ENGINE_KIND, type Failure, LAYOUT_VERSION, MAX_VECTORS, REQUEST, RESULT, VECTOR } from './native.ts'
 
 /** Operations in flight in one thread. The completion queue of the ring has as many entries, so it can't overflow. */
@@ -100,14 +100,10 @@ export class Engine {
     this.#views.length = this.#viewMark
   }
 
-  /** Adds `length` bytes of `view`, which lies in `region` or in foreign memory, from `start` on to the next operation. */
-  vector(view: Uint8Array, start: number, length: number, region: Region | undefined): void {
-    if (region === undefined) {
-      this.#views.push(view)
-      this.vectorIn(-this.#views.length, start, length)
-    } else {
-      this.vectorIn(region.id, view.byteOffset + start, length)
-    }
+  /** Adds `length` bytes of `view`, which lies in foreign memory, from `start` on to the next operation. */
+  vectorOf(view: Uint8Array, start: number, length: number): void {
+    this.#views.push(view)
+    this.vectorIn(-this.#views.length, start, length)
   }
 
   /** The same for registered memory, or for a view passed along (negative). What goes on where the last vector ends joins it. */

@@ -49,6 +49,9 @@ const ASIDE_MAX = 32
 /** So many are found to need memory that is not there before the rest waits for the next time: a look has to read their vectors. */
 const LOOKS_MAX = 256
 
+/** A device that has nothing to do gets the first submission at once, if it is so long, while the others are made up. */
+const EARLY_BYTES = 128 << 10
+
 const NOBODY = new Fifo<Submission>()
 
 export class Queue implements SubmissionQueue, Lane {
@@ -135,7 +138,7 @@ export class Queue implements SubmissionQueue, Lane {
     this.pump()
   }
 
-  /** Sends what may be in flight, in one native call. */
+  /** Sends what may be in flight, in one native call, or two where the device had nothing to do. */
   pump(): void {
     this.#beforeSending()
     const again = this.#aside.length === 0 ? NOBODY : new Fifo(this.#aside)
@@ -196,6 +199,7 @@ export class Queue implements SubmissionQueue, Lane {
     this.#flights.add(submission)
     if (submission.parent !== null) this.#singlesInFlight++
     this.#engine.add(submission, submission.op, submission.file, submission.place, submission.flags)
+    if (this.#flights.count === 1 && submission.length >= EARLY_BYTES) this.#engine.commit()
   }
 
   #flushOperation(done: (result: number) => void): Operation {

@@ -9,7 +9,7 @@
 
 import { constants } from 'node:os'
 import type { Engine, Operation } from './engine.ts'
-import { PIECE_MAX, type Region, regionOf, type Staging } from './memory.ts'
+import { PIECE_MAX, placeOf, type Region, regionOf, type Staging } from './memory.ts'
 import { FLAG_DSYNC, OP } from './native.ts'
 import { overBlock } from './planner/submissions.ts'
 import type { Plan } from './planner/units.ts'
@@ -283,7 +283,7 @@ export class Submission implements Operation {
       this.blockEnd !== this.end ||
       (this.read && this.batch.readsOverlap(this))
     let buffer: ArrayBufferLike | null = null
-    let region: Region | undefined
+    let bufferRegion: Region | undefined
     this.#loose = false
     for (let s = firstSegment[this.index]!; s < end; s++) {
       const planned = segmentUnit[s]!
@@ -294,10 +294,20 @@ export class Submission implements Operation {
       const view = views[map === null ? planned : map.unit[planned]!]!
       const start = map === null ? segmentStart[s]! : segmentStart[s]! + map.start[planned]!
       const length = segmentLength[s]!
-      // Pieces of one buffer often follow each other.
-      if (view.buffer !== buffer) {
-        buffer = view.buffer
-        region = regionOf(view)
+      const known = placeOf(view)
+      let region: Region | undefined
+      let from: number
+      if (known !== undefined) {
+        region = known.region
+        from = known.start + start
+      } else {
+        // Pieces of one buffer often follow each other.
+        if (view.buffer !== buffer) {
+          buffer = view.buffer
+          bufferRegion = regionOf(buffer)
+        }
+        region = bufferRegion
+        from = region === undefined ? start : view.byteOffset + start
       }
       if (region === undefined) {
         if (view.length < this.#lengthOfUnit(s)) return Filled.lostMemory
@@ -309,14 +319,15 @@ export class Submission implements Operation {
           this.#loose = true
         }
       } else if (direct) {
-        const fromBoundary = view.byteOffset + start - region.boundary
-        staging ||= overBlock(fromBoundary, target.memoryAlignment) !== 0 || overBlock(length, target.alignment) !== 0
+        staging ||=
+          overBlock(from - region.boundary, target.memoryAlignment) !== 0 || overBlock(length, target.alignment) !== 0
       }
       // Once it is to be copied, the rest is only looked at for memory that is gone.
       if (staging) continue
       if (skip >= length) skip -= length
       else {
-        engine.vector(view, start + skip, length - skip, region)
+        if (region === undefined) engine.vectorOf(view, from + skip, length - skip)
+        else engine.vectorIn(region.id, from + skip, length - skip)
         skip = 0
       }
     }

@@ -32,7 +32,16 @@ class ManualEngine {
 
   hasSlot = (): boolean => true
   #length = 0
-  commit = (): void => undefined
+  /** How many were handed over by each call. */
+  readonly calls: number[] = []
+  #handedOver = 0
+
+  commit(): void {
+    if (this.#added > this.#handedOver) this.calls.push(this.#added - this.#handedOver)
+    this.#handedOver = this.#added
+  }
+
+  #added = 0
 
   /** Called for each look at memory that turns out to need a copy. */
   rewind(): void {
@@ -43,7 +52,7 @@ class ManualEngine {
     this.#length = 0
   }
 
-  vector(_view: Uint8Array, _start: number, length: number): void {
+  vectorOf(_view: Uint8Array, _start: number, length: number): void {
     this.#length += length
   }
 
@@ -52,6 +61,7 @@ class ManualEngine {
   }
 
   add(operation: Operation, op: number, _file: number, offset: number): void {
+    this.#added++
     this.sent.push({ operation, offset, length: this.#length, isWrite: op === OP.write })
   }
 
@@ -318,6 +328,26 @@ describe('requests of a failed run, one by one', () => {
     for (; engine.sent.length > 0; settled++) engine.settle(engine.sent[0]!.offset, 4096)
     expect(settled).toBe(3 * count + 1)
     expect(device.answers.filter((answer) => answer.endsWith('done'))).toHaveLength(3 * count + 1)
+  })
+})
+
+describe('a device that has nothing to do', () => {
+  const batch = (length: number): { offset: number; data: Uint8Array }[] =>
+    Array.from({ length: 8 }, (_, at) => ({ offset: at * 4 * MiB, data: ours(length) }))
+
+  test('gets a long submission before the others are made up, and those together', () => {
+    const device = new Device(1 << 30, 32)
+    device.write(...batch(512 << 10))
+    expect(device.engine.calls).toEqual([1, 7])
+    // It is busy now.
+    device.write(...batch(512 << 10).map(({ offset, data }) => ({ offset: offset + 512 * MiB, data })))
+    expect(device.engine.calls).toEqual([1, 7, 8])
+  })
+
+  test('gets short ones together: a call of the system would cost as much as they do', () => {
+    const device = new Device(1 << 30, 32)
+    device.write(...batch(4096))
+    expect(device.engine.calls).toEqual([8])
   })
 })
 

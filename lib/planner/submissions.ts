@@ -215,11 +215,13 @@ export class Submissions {
 }
 
 /**
- * How far `offset` lies above a multiple of `alignment`. This is `%`, exact for every safe integer, at a tenth of its cost: the
- * remainder of two doubles is computed bit by bit.
+ * How far `offset` lies above a multiple of `alignment`, which is less than 2 GiB. This is `%`, exact for every safe integer, at a
+ * tenth of its cost: the remainder of two doubles is computed bit by bit. What the kernel asks for are powers of two, of which
+ * the low bits tell; `&` keeps those of any safe integer.
  */
 export function overBlock(offset: number, alignment: number): number {
-  return alignment === 1 ? 0 : offset - Math.floor(offset / alignment) * alignment
+  const low = alignment - 1
+  return (alignment & low) === 0 ? offset & low : offset - Math.floor(offset / alignment) * alignment
 }
 
 function copyInto<T extends Float64Array | Int32Array | Uint8Array>(to: T, from: T): T {
