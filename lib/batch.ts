@@ -10,7 +10,9 @@
 // given by `answer` in the drain's last phase, never while results are still being read.
 
 import { constants } from 'node:os'
+import type { Durability, Ticket } from './durability.ts'
 import { BlockError } from './errors.ts'
+import { withOne } from './fifo.ts'
 import type { MergeMode } from './options.ts'
 import { ascending, float64s, int32s, uint8s } from './planner/arrays.ts'
 import { planMerged } from './planner/merge.ts'
@@ -36,18 +38,25 @@ export interface BatchContext {
   /** Whether gaps between writes may be filled; `null`: never. */
   readonly mayFill: MayFill | null
   readonly counters: Counters
-  /** Called when a write with FUA through the page cache fails. */
-  readonly fuaFailed: (error: BlockError) => void
+  /** Where the batch has a place among the operations, and a failed write with FUA latches. */
+  readonly durability: Pick<Durability, 'end' | 'failure' | 'latch'>
+}
+
+/** Who made a batch. */
+export interface BatchListener {
+  /** Called once per request. */
+  answer(owner: number, error: Error | null): void
+  /** Called after the last answer. */
+  finished(): void
 }
 
 export class Batch implements SubmissionOwner {
   readonly work: Work
   readonly #context: BatchContext
-  readonly #answer: (owner: number, error: Error | null) => void
-  readonly #finished: () => void
-  /** Per request: submissions that it waits for. */
+  readonly #listener: BatchListener
+  readonly #ticket: Ticket | null
+  /** Per request: submissions that it waits for; and behind them all, per request, where it stands. */
   readonly #pending: Int32Array
-  readonly #state: Uint8Array
   /** Per request: the first failure among its submissions. */
   #errors: Map<number, Error> | null = null
   /** Per request: its place in the order of calls, where it is held by itself and not by a merged run. */
@@ -66,22 +75,13 @@ export class Batch implements SubmissionOwner {
   /** Whether requests overlap that were planned together. */
   #overlaps = false
 
-  /**
-   * @param answer called once per request
-   * @param finished called after the last answer
-   */
-  constructor(
-    work: Work,
-    context: BatchContext,
-    answer: (owner: number, error: Error | null) => void,
-    finished: () => void,
-  ) {
+  /** @param ticket its place among the operations; `null` for a part of an operation that has one */
+  constructor(work: Work, context: BatchContext, listener: BatchListener, ticket: Ticket | null) {
     this.work = work
     this.#context = context
-    this.#answer = answer
-    this.#finished = finished
-    this.#pending = int32s(work.count)
-    this.#state = uint8s(work.count)
+    this.#listener = listener
+    this.#ticket = ticket
+    this.#pending = int32s(2 * work.count)
     this.#open = work.count
   }
 
@@ -142,14 +142,14 @@ export class Batch implements SubmissionOwner {
 
   /** The submissions of a plan of the whole batch. `claimOf` is asked once per submission. */
   releaseAll(plan: Plan, claimOf: (index: number) => Claim | null): Submission[] {
-    this.#state.fill(State.released)
+    this.#pending.fill(State.released, this.work.count)
     this.#countOverlap(this.work.units, plan)
     return this.#submissions(plan, null, null, claimOf)
   }
 
   /** The same for a plan in which requests are apart. */
   releaseSeparately(plan: Plan, claimOf: (index: number) => Claim | null): Submission[] {
-    this.#state.fill(State.released)
+    this.#pending.fill(State.released, this.work.count)
     return this.#submissionsOfOne(plan, null, claimOf)
   }
 
@@ -158,7 +158,7 @@ export class Batch implements SubmissionOwner {
    * by its merged runs, `claimOf` is asked once per run of the plan.
    */
   release(owners: readonly number[], claimOf: ((plan: Plan, index: number) => Claim) | null = null): Submission[] {
-    for (const owner of owners) this.#state[owner] = State.released
+    for (const owner of owners) this.#setState(owner, State.released)
     const merged = owners.filter((owner) => this.mayMerge(owner))
     let submissions: Submission[] = []
     if (merged.length > 0) {
@@ -217,17 +217,30 @@ export class Batch implements SubmissionOwner {
   withdraw(leaving: ReadonlyMap<number, Error>): boolean {
     let any = false
     for (const [owner, error] of leaving) {
-      if (this.#state[owner] !== State.waiting || this.work.length[owner] === 0) continue
-      this.#state[owner] = State.withdrawn
+      if (this.#stateOf(owner) !== State.waiting || this.work.length[owner] === 0) continue
+      this.#setState(owner, State.withdrawn)
       this.fail(owner, error)
-      this.#answered.push(owner)
+      this.#noteAnswered(owner)
       any = true
     }
     return any
   }
 
+  #stateOf(owner: number): number {
+    return this.#pending[this.work.count + owner]!
+  }
+
+  #setState(owner: number, state: number): void {
+    this.#pending[this.work.count + owner] = state
+  }
+
+  /** The next `tell` is to answer it. */
+  #noteAnswered(owner: number): void {
+    this.#answered = withOne(this.#answered, owner)
+  }
+
   isWithdrawn(owner: number): boolean {
-    return this.#state[owner] === State.withdrawn
+    return this.#stateOf(owner) === State.withdrawn
   }
 
   #goesWithFua(owner: number): boolean {
@@ -266,7 +279,7 @@ export class Batch implements SubmissionOwner {
 
   /** Notes that a write with FUA through the page cache has failed, whatever becomes of its requests. */
   fuaFailed(submission: Submission): void {
-    this.#context.fuaFailed(this.#errorOf(submission.members[submission.membersFrom]!, submission.errno))
+    this.#context.durability.latch(this.#errorOf(submission.members[submission.membersFrom]!, submission.errno))
   }
 
   /** The error of a request whose memory is gone. */
@@ -296,8 +309,8 @@ export class Batch implements SubmissionOwner {
       const owner = submission.members[m]!
       if (submission.errno !== 0) this.failSubmission(owner, submission.errno)
       if (--this.#pending[owner]! > 0) continue
-      this.#state[owner] = State.ended
-      this.#answered.push(owner)
+      this.#setState(owner, State.ended)
+      this.#noteAnswered(owner)
       if (done !== null) done(owner)
     }
   }
@@ -305,7 +318,7 @@ export class Batch implements SubmissionOwner {
   /** Requests without bytes have nothing to wait for: the next `tell` answers them. Returns whether it is due at once. */
   endEmpty(): boolean {
     for (let owner = 0; this.work.hasEmpty && owner < this.work.count; owner++) {
-      if (this.work.length[owner] === 0) this.#answered.push(owner)
+      if (this.work.length[owner] === 0) this.#noteAnswered(owner)
     }
     return this.#answered.length > 0 || this.#open === 0
   }
@@ -316,11 +329,17 @@ export class Batch implements SubmissionOwner {
     this.#answered = []
     for (const owner of answered) {
       this.#open--
-      this.#answer(owner, this.#errors?.get(owner) ?? null)
+      this.#listener.answer(owner, this.#errors?.get(owner) ?? this.#failureOfFlush(owner))
     }
     if (this.#open > 0 || this.#isFinished) return
     this.#isFinished = true
-    this.#finished()
+    if (this.#ticket !== null) this.#context.durability.end(this.#ticket)
+    this.#listener.finished()
+  }
+
+  /** After a failed flush nothing can be promised to be stable. */
+  #failureOfFlush(owner: number): BlockError | null {
+    return this.#ticket !== null && this.work.fua?.[owner] === 1 ? this.#context.durability.failure : null
   }
 
   /** The units of some requests, cut to a range. */
@@ -387,7 +406,7 @@ export class Batch implements SubmissionOwner {
       return [new Submission(this, plan, 0, map, list, 0, count, claimOf(0))]
     }
     if (owners === null && map === null && this.#isInOrder(plan)) {
-      this.#pending.fill(1)
+      this.#pending.fill(1, 0, this.work.count)
       const { firstSegment } = plan
       const submissions: Submission[] = []
       for (let s = 0; s < plan.count; s++) {

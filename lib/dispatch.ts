@@ -4,18 +4,18 @@
 //   device ─► Dispatch.run / gather ─► Batch ─► Gate ─► planner ─► Queue ─► Engine
 //   caller ◄─ callback, promise     ◄─ Batch ◄──────────────────── Queue ◄─ Engine
 
-import { AsyncResource } from 'node:async_hooks'
 import { onAbort } from './abort.ts'
-import { Batch, type BatchContext } from './batch.ts'
+import { Batch, type BatchContext, type BatchListener } from './batch.ts'
 import type { Blocks } from './blocks.ts'
+import { BatchCall, GatheredCalls } from './calls.ts'
 import { batchesAreWatched, introduce, watchBatch } from './diagnostics.ts'
 import { Durability, type Synced } from './durability.ts'
-import { AbortError, BlockError, MultiwriteError } from './errors.ts'
+import { AbortError, BlockError } from './errors.ts'
 import { Gate, type Staged } from './gate.ts'
 import { type Caller, Gather, type Gathered } from './gather.ts'
 import type { CheckedCallOptions, MergeMode } from './options.ts'
 import type { Limits, MayFill } from './planner/units.ts'
-import { type Callback, isUint8Array, type Work } from './requests.ts'
+import { isUint8Array, type Work } from './requests.ts'
 import type { Counters } from './stats.ts'
 import type { Submission, SubmissionOwner } from './submission.ts'
 
@@ -102,7 +102,7 @@ export class Dispatch {
       },
       mayFill,
       counters,
-      fuaFailed: (error) => this.durability.latch(error),
+      durability: this.durability,
     }
     // Rewriting blocks needs the order of calls in any case.
     const ordered = options.ordered || blocks.alignment > 1
@@ -123,38 +123,9 @@ export class Dispatch {
     const counters = work.read ? this.#options.counters.read : this.#options.counters.write
     counters.requests += work.count
     return new Promise((resolve, reject) => {
-      const callbacks = work.callbacks
-      const context = callbacks === null ? null : new AsyncResource('multiwrite')
-      let unheard: Map<number, Error> | null = null
-      let failed = 0
-      let withdrawn = 0
-      const batch = this.#start(
-        work,
-        (owner, error) => {
-          if (error instanceof AbortError) withdrawn++
-          else if (error !== null) failed++
-          const callback = callbacks?.[owner]
-          if (callback !== undefined) {
-            callBack(context!, work.count > 1, callback, work.requests[owner], error)
-          } else if (error !== null && !(error instanceof AbortError)) {
-            unheard ??= new Map()
-            unheard.set(owner, error)
-          }
-        },
-        () => {
-          stopListening?.()
-          if (withdrawn === 0 && unheard === null) {
-            resolve({ requests: work.count, failed })
-            return
-          }
-          const failures = [...(unheard ?? [])].sort(([a], [b]) => a - b)
-          const owners = failures.map(([owner]) => owner)
-          const errors = failures.map(([, error]) => error)
-          if (withdrawn > 0) reject(new AbortError(signal?.reason, work.count - withdrawn - failed, owners, errors))
-          else reject(new MultiwriteError(errors, owners))
-        },
-      )
-      const stopListening = signal && onAbort(signal, () => this.#leave(batch, allOf(work), signal))
+      const call = new BatchCall(work, resolve, reject, signal)
+      const batch = this.#start(work, call)
+      if (signal !== undefined) call.stopListening = onAbort(signal, () => this.#leave(batch, allOf(work), signal))
       this.#go(batch)
     })
   }
@@ -204,14 +175,13 @@ export class Dispatch {
   writeInside(work: Work): Promise<BlockError | null> {
     return new Promise((resolve) => {
       let failure: BlockError | null = null
-      const batch = new Batch(
-        work,
-        this.#context,
-        (_, error) => {
+      const listener = {
+        answer: (_: number, error: Error | null): void => {
           if (error instanceof BlockError) failure = error
         },
-        () => resolve(failure),
-      )
+        finished: (): void => resolve(failure),
+      }
+      const batch = new Batch(work, this.#context, listener, null)
       batch.isCounted = false
       this.queue.enqueue(batch.releaseAll(batch.planAllSeparately(), () => null))
       this.#go(batch)
@@ -238,50 +208,31 @@ export class Dispatch {
   }
 
   #startGathered({ collector, callers }: Gathered): void {
-    const listening: (() => void)[] = []
     const work = collector.finish([])
-    let failed = 0
-    const batch = this.#start(
-      work,
-      (owner, error) => {
-        if (error === null) callers[owner]!.resolve()
-        else {
-          failed++
-          callers[owner]!.reject(error)
-        }
-      },
-      () => {
-        for (const stop of listening) stop()
-        over?.({ requests: work.count, failed })
-      },
-    )
-    let over: ((result: BatchResult) => void) | null = null
+    const calls = new GatheredCalls(callers)
+    const batch = this.#start(work, calls)
     if (batchesAreWatched()) {
       const ended = new Promise<BatchResult>((resolve) => {
-        over = resolve
+        calls.over = resolve
       })
       void watchBatch(this.#options.counters, work, () => ended)
     }
-    for (const [signal, owners] of ownersBySignal(callers)) {
+    for (const [signal, owners] of ownersBySignal(callers) ?? []) {
       const leave = (): void => this.#leave(batch, owners, signal)
       // Raised while the calls were being gathered: nothing of them has been submitted.
-      if (signal.aborted) leave()
-      else listening.push(onAbort(signal, leave))
+      if (signal.aborted) {
+        leave()
+        continue
+      }
+      calls.stopListening ??= []
+      calls.stopListening.push(onAbort(signal, leave))
     }
     this.#go(batch)
   }
 
   /** Takes in a batch; `#go` sends what of it may go. */
-  #start(work: Work, answer: (owner: number, error: Error | null) => void, finished: () => void): Batch {
-    const ticket = this.durability.issue(work.read)
-    const heard = (owner: number, error: Error | null): void => {
-      // After a failed flush nothing can be promised to be stable.
-      answer(owner, error ?? (work.fua?.[owner] === 1 ? this.durability.failure : null))
-    }
-    const batch = new Batch(work, this.#context, heard, () => {
-      this.durability.end(ticket)
-      finished()
-    })
+  #start(work: Work, listener: BatchListener): Batch {
+    const batch = new Batch(work, this.#context, listener, this.durability.issue(work.read))
     this.queue.enqueue(this.gate.admit(batch))
     return batch
   }
@@ -301,36 +252,13 @@ export class Dispatch {
   }
 }
 
-/**
- * Calls a user's callback in the caller's context. One that throws starves no sibling: its error surfaces as an uncaught
- * exception of its own. Siblings have a scope each, made in the caller's: what one callback enters, the next does not see.
- */
-function callBack(
-  context: AsyncResource,
-  hasSiblings: boolean,
-  callback: Callback,
-  request: unknown,
-  error: Error | null,
-): void {
-  try {
-    if (hasSiblings) context.runInAsyncScope(scoped, request, callback, error)
-    else context.runInAsyncScope(callback, request, error, request)
-  } catch (thrown) {
-    process.nextTick(() => {
-      throw thrown
-    })
-  }
-}
-
-function scoped(this: unknown, callback: Callback, error: Error | null): void {
-  new AsyncResource('multiwrite').runInAsyncScope(callback, this, error, this)
-}
-
-function ownersBySignal(callers: readonly Caller[]): Map<AbortSignal, number[]> {
-  const found = new Map<AbortSignal, number[]>()
+/** `null`: none has a signal. */
+function ownersBySignal(callers: readonly Caller[]): Map<AbortSignal, number[]> | null {
+  let found: Map<AbortSignal, number[]> | null = null
   for (let owner = 0; owner < callers.length; owner++) {
     const { signal } = callers[owner]!
     if (signal === undefined) continue
+    found ??= new Map()
     const owners = found.get(signal)
     if (owners === undefined) found.set(signal, [owner])
     else owners.push(owner)

@@ -9,6 +9,7 @@
 
 import { constants } from 'node:os'
 import { BlockError } from './errors.ts'
+import { withOne } from './fifo.ts'
 import { sharedMemory } from './memory.ts'
 import { addon, ENGINE_KIND, type Failure, LAYOUT_VERSION, MAX_VECTORS, REQUEST, RESULT, VECTOR } from './native.ts'
 
@@ -169,8 +170,8 @@ export class Engine {
    * for use inside `settle`.
    */
   afterDrain(send: () => void, tell: () => void): void {
-    this.#senders.push(send)
-    this.#tellers.push(tell)
+    this.#senders = withOne(this.#senders, send)
+    this.#tellers = withOne(this.#tellers, tell)
   }
 
   /** What was refused at once is reported like everything else: later, from the event loop. */

@@ -2,9 +2,11 @@
 
 /** Entries that were taken are dropped so many at once: taking single ones off the start of a long array costs its length. */
 const DROPPED_AT_ONCE = 4096
+/** An empty line keeps the places of so many for those that come next: a new array for each that comes and goes costs more. */
+const KEPT_MAX = 64
 
 export class Fifo<T> {
-  #entries: T[]
+  #entries: (T | undefined)[]
   #head = 0
 
   constructor(entries: T[] = []) {
@@ -33,8 +35,9 @@ export class Fifo<T> {
   /** Takes the one whose turn is next. */
   take(): T | undefined {
     if (this.length === 0) return undefined
-    const entry = this.#entries[this.#head++]
-    if (this.#head === this.#entries.length) {
+    const entry = this.#entries[this.#head]
+    this.#entries[this.#head++] = undefined
+    if (this.#head === this.#entries.length && this.#head >= KEPT_MAX) {
       this.#entries = []
       this.#head = 0
     } else if (this.#head >= DROPPED_AT_ONCE) {
@@ -46,7 +49,14 @@ export class Fifo<T> {
 
   /** Puts in the place of each one what is made of it. */
   replaceEach(make: (entry: T) => T | T[]): void {
-    this.#entries = this.#entries.slice(this.#head).flatMap(make)
+    this.#entries = (this.#entries.slice(this.#head) as T[]).flatMap(make)
     this.#head = 0
   }
+}
+
+/** A list with one more. An empty one that is pushed to makes room for sixteen, where there is often but one. */
+export function withOne<T>(list: T[], one: T): T[] {
+  if (list.length === 0) return [one]
+  list.push(one)
+  return list
 }

@@ -17,7 +17,7 @@ import { tellSubmission } from './diagnostics.ts'
 import type { SubmissionQueue } from './dispatch.ts'
 import type { Engine, Operation } from './engine.ts'
 import type { AbortError } from './errors.ts'
-import { Fifo } from './fifo.ts'
+import { Fifo, withOne } from './fifo.ts'
 import { Flights } from './flights.ts'
 import type { Gate } from './gate.ts'
 import { Isolation, mustIsolate } from './isolation.ts'
@@ -223,7 +223,7 @@ export class Queue implements SubmissionQueue, Lane {
     this.#land(submission)
     const outcome = submission.advance(result, this.#staging)
     if (outcome === Outcome.ended) {
-      this.#ended.push(submission)
+      this.#ended = withOne(this.#ended, submission)
     } else {
       if (outcome !== Outcome.next) this.#counters.resubmitted++
       if (result === -EAGAIN) this.#later.push(submission)
@@ -283,7 +283,7 @@ export class Queue implements SubmissionQueue, Lane {
     const ended = this.#ended
     this.#ended = []
     for (const submission of ended) this.#conclude(submission)
-    for (const done of this.#flushed.splice(0)) done()
+    if (this.#flushed.length > 0) for (const done of this.#flushed.splice(0)) done()
     if (!this.#retrying && this.#later.length + this.#laterFlushes.length > 0) {
       this.#retrying = true
       setTimeout(() => this.#retry(), RETRY_DELAY_MS)
@@ -356,7 +356,7 @@ export class Queue implements SubmissionQueue, Lane {
     const { batch } = submission
     if (batch.isToTell) return
     batch.isToTell = true
-    this.#toTell.push(batch)
+    this.#toTell = withOne(this.#toTell, batch)
   }
 
   #sendFirst(submissions: readonly Submission[]): void {

@@ -101,7 +101,8 @@ export class Collector {
   readonly #read: boolean
   #offset: Float64Array
   #length: Float64Array
-  readonly #data: (Uint8Array | readonly Uint8Array[])[] = []
+  readonly #data: (Uint8Array | readonly Uint8Array[])[]
+  #count = 0
   #callbacks: (Callback | undefined)[] | null = null
   #fua: Uint8Array | null = null
   #noMerge: Uint8Array | null = null
@@ -114,15 +115,16 @@ export class Collector {
     this.#read = read
     this.#offset = float64s(capacity)
     this.#length = float64s(capacity)
+    this.#data = new Array(capacity)
   }
 
   get count(): number {
-    return this.#data.length
+    return this.#count
   }
 
   /** Adds a request; throws if it goes past `size`. */
   add(offset: number, data: Uint8Array | readonly Uint8Array[], at: number, size: number): number {
-    const index = this.#data.length
+    const index = this.#count
     let length = 0
     if (isUint8Array(data)) {
       length = data.length
@@ -139,7 +141,8 @@ export class Collector {
     if (index === this.#offset.length) this.#grow()
     this.#offset[index] = offset
     this.#length[index] = length
-    this.#data.push(data)
+    this.#data[index] = data
+    this.#count++
     return length
   }
 
@@ -153,23 +156,24 @@ export class Collector {
   /** These three are of the request that was added last. */
   setCallback(callback: Callback): void {
     this.#callbacks ??= []
-    this.#callbacks[this.#data.length - 1] = callback
+    this.#callbacks[this.#count - 1] = callback
   }
 
   setFua(): void {
     this.#fua ??= uint8s(this.#offset.length)
-    this.#fua[this.#data.length - 1] = 1
+    this.#fua[this.#count - 1] = 1
   }
 
   setNoMerge(): void {
     this.#noMerge ??= uint8s(this.#offset.length)
-    this.#noMerge[this.#data.length - 1] = 1
+    this.#noMerge[this.#count - 1] = 1
   }
 
   finish(requests: readonly object[]): Work {
-    const units = { count: this.#data.length, offset: this.#offset, length: this.#length, fua: this.#fua }
+    this.#data.length = this.#count
+    const units = { count: this.#count, offset: this.#offset, length: this.#length, fua: this.#fua }
     if (this.#single) return this.#work(requests, units, this.#data as Uint8Array[], null)
-    const count = this.#data.length
+    const count = this.#count
     const pieces = this.#pieces
     const divided: Units = {
       count: 0,
@@ -200,7 +204,7 @@ export class Collector {
     return {
       read: this.#read,
       requests,
-      count: this.#data.length,
+      count: this.#count,
       offset: this.#offset,
       length: this.#length,
       hasEmpty: this.#hasEmpty,

@@ -139,14 +139,22 @@ export class Tracker<T> {
       this.#index = chunks[this.#chunk]!.length
     }
     const chunk = chunks[this.#chunk]!
-    chunk.splice(this.#index, 0, hold)
+    // Not `splice`: for the few that are moved, its arrays cost more.
+    chunk.push(hold)
+    for (let i = chunk.length - 1; i > this.#index; i--) chunk[i] = chunk[i - 1]!
+    chunk[this.#index] = hold
     if (chunk.length > CHUNK_MAX) chunks.splice(this.#chunk + 1, 0, chunk.splice(CHUNK_MAX / 2))
   }
 
   /** Takes out the hold that was found last. */
   #drop(): void {
     const chunk = this.#chunks[this.#chunk]!
-    if (chunk.length === 1) this.#chunks.splice(this.#chunk, 1)
-    else chunk.splice(this.#index, 1)
+    if (chunk.length === 1) {
+      this.#chunks.splice(this.#chunk, 1)
+      return
+    }
+    const last = chunk.length - 1
+    for (let i = this.#index; i < last; i++) chunk[i] = chunk[i + 1]!
+    chunk.pop()
   }
 }

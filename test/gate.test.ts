@@ -8,6 +8,7 @@ import { AbortError } from 'multiwrite'
 import { describe, expect, test } from 'vitest'
 import { Batch } from '../lib/batch.ts'
 import { Blocks } from '../lib/blocks.ts'
+import { Durability } from '../lib/durability.ts'
 import { Gate } from '../lib/gate.ts'
 import type { MergeMode } from '../lib/options.ts'
 import { Collector, type Work } from '../lib/requests.ts'
@@ -125,7 +126,7 @@ class World {
       limits: () => ({ maxBytes, maxSegments: 8, alignment, tail: Number.POSITIVE_INFINITY }),
       mayFill: null,
       counters: newCounters(),
-      fuaFailed: () => undefined,
+      durability: new Durability(() => undefined),
     }
     const answer = (owner: number, error: Error | null): void => {
       const step = this.steps[first + owner]!
@@ -133,7 +134,7 @@ class World {
       if (error !== null) return
       step.state = 'ended'
     }
-    return new Batch(work, context, answer, () => undefined)
+    return new Batch(work, context, { answer, finished: () => undefined }, null)
   }
 
   operation(): void {
@@ -408,17 +409,13 @@ test('of a batch that meets something under way only what must wait has a place 
     limits: () => ({ maxBytes: 1 << 30, maxSegments: 1024 }),
     mayFill: null,
     counters: newCounters(),
-    fuaFailed: () => undefined,
+    durability: new Durability(() => undefined),
   }
   const batchOf = (offsets: readonly number[]): Batch => {
     const collector = new Collector(offsets.length, false)
     for (const offset of offsets) collector.add(offset, Buffer.alloc(4096), 0, blocks.size)
-    return new Batch(
-      collector.finish([]),
-      context,
-      () => undefined,
-      () => undefined,
-    )
+    const nobody = { answer: () => undefined, finished: () => undefined }
+    return new Batch(collector.finish([]), context, nobody, null)
   }
   const [first] = gate.admit(batchOf([100 * 4096]))
   const batch = batchOf([...Array.from({ length: count }, (_, at) => at * 4096), 100 * 4096])

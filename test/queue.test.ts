@@ -4,6 +4,7 @@
 import { describe, expect, test } from 'vitest'
 import { Batch } from '../lib/batch.ts'
 import { Blocks } from '../lib/blocks.ts'
+import { Durability } from '../lib/durability.ts'
 import type { Engine, Operation } from '../lib/engine.ts'
 import { Gate } from '../lib/gate.ts'
 import { alignedBuffer, PIECE_MAX, threadStaging } from '../lib/memory.ts'
@@ -142,12 +143,13 @@ class Device {
       limits: () => ({ maxBytes: PIECE_MAX, maxSegments: 64, alignment: BLOCK, tail: this.#blocks.tail }),
       mayFill: null,
       counters: newCounters(),
-      fuaFailed: () => undefined,
+      durability: new Durability(() => undefined),
     }
     const answer = (owner: number, error: Error | null): void => {
       this.answers.push(`${requests[owner]!.offset}: ${error === null ? 'done' : error.message.slice(0, 3)}`)
     }
-    this.#queue.enqueue(this.#gate.admit(new Batch(collector.finish([]), context, answer, () => undefined)))
+    const listener = { answer, finished: () => undefined }
+    this.#queue.enqueue(this.#gate.admit(new Batch(collector.finish([]), context, listener, null)))
     this.#queue.pump()
   }
 }

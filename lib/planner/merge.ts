@@ -60,15 +60,12 @@ function isOne({ offset, length }: Units, limits: Limits): boolean {
 
 /** The plan of a single unit within the limits: the common batch of one, at a fraction of the cost of the general way. */
 function planOne(units: Units): Plan {
-  const offset = new Float64Array(1)
-  offset[0] = units.offset[0]!
-  const length = new Float64Array(1)
-  length[0] = units.length[0]!
+  const { offset, length, fua } = units
   return {
     count: 1,
     offset,
     length,
-    fua: units.fua !== null && units.fua[0] === 1 ? Uint8Array.of(1) : noFlags(1),
+    fua: fua !== null && fua[0] === 1 ? fua : noFlags(1),
     firstSegment: ascending(2),
     segmentUnit: ascending(1),
     segmentStart: zeros(1),
