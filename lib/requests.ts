@@ -170,7 +170,7 @@ export class Collector {
   }
 
   finish(requests: readonly object[]): Work {
-    this.#data.length = this.#count
+    if (this.#data.length > this.#count) this.#data.length = this.#count
     const units = { count: this.#count, offset: this.#offset, length: this.#length, fua: this.#fua }
     if (this.#single) return this.#work(requests, units, this.#data as Uint8Array[], null)
     const count = this.#count

@@ -52,8 +52,6 @@ export interface Load {
 /** What other threads see while the loop runs; plain stores, as only the order of magnitude matters. */
 export const LIVE = { reads: 0, writes: 1, bytes: 2, length: 3 } as const
 
-/** Memory of a slot begins at a multiple of it: what direct I/O asks for at the most. */
-const SLOT_ALIGNMENT = 4096
 /** A timer may be so much late; from here on the event loop is kept turning instead. */
 const SPIN_NS = 3e6
 
@@ -153,16 +151,15 @@ export class Loop {
     this.#completes = new Float64Array(depth + 1)
     this.#interval_ns = rate === null ? 0 : 1e9 / rate
     this.generations = load.verifySeed !== null && load.readPercent < 100 ? new Uint32Array(blocks) : null
-    const stride = Math.ceil(bs / SLOT_ALIGNMENT) * SLOT_ALIGNMENT
-    const memory = target.alloc(stride * depth)
+    // Not zeros: some devices and file systems make something else of those.
+    const fill = new Random(seed)
     for (let index = 0; index < depth; index++) {
-      this.#slots.push(new Slot(this, index, memory.subarray(index * stride, index * stride + bs)))
+      const memory = target.alloc(bs)
+      for (let at = 0; at + 4 <= bs; at += 4) memory.writeUInt32LE(fill.next(), at)
+      this.#slots.push(new Slot(this, index, memory))
     }
     // The first slot is the first to be used.
     this.#free.push(...[...this.#slots].reverse())
-    // Not zeros: some devices and file systems make something else of those.
-    const fill = new Random(seed)
-    for (let at = 0; at + 4 <= memory.length; at += 4) memory.writeUInt32LE(fill.next(), at)
   }
 
   /** Runs until the time is over, the requests are made, `stop` is set, or something fails; and until all are answered. */
