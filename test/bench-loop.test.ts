@@ -1,10 +1,17 @@
 // The measuring loop against a target that answers as the test says: depths, batches, flushes, rates, stamps, contents.
 
-import { describe, expect, test } from 'vitest'
+import { describe, expect, test, vi } from 'vitest'
 import { Histogram } from '../lib/cli/bench/histogram.ts'
 import { LIVE, type Load, Loop } from '../lib/cli/bench/loop.ts'
 import type { Measured } from '../lib/cli/bench/results.ts'
 import type { Request, Target } from '../lib/cli/bench/target.ts'
+
+/** Time as a test sets it, in ns; `null`: the real one. */
+const time = vi.hoisted(() => ({ now: null as number | null }))
+vi.mock('../lib/cli/bench/clock.ts', async (original) => {
+  const { clock } = await original<typeof import('../lib/cli/bench/clock.ts')>()
+  return { clock: () => time.now ?? clock() }
+})
 
 interface Call {
   write: boolean
@@ -186,6 +193,30 @@ describe('a closed loop', () => {
     expect(measured.failed).toEqual({ message: 'no', code: 'EIO' })
     expect(target.calls.length).toBeLessThan(120)
     expect(target.inFlight).toBe(0)
+  })
+
+  test('measures the rate of a target that answers many at once, whenever the ramp ends', async () => {
+    const ms = 1e6
+    for (const ramp_ns of [21 * ms, 25 * ms, 29 * ms]) {
+      time.now = 0
+      try {
+        // Eight every 10 ms: 800 a second. With the first ones after the ramp counted in, it would be 838 to 880.
+        const target = new FakeTarget((answer) =>
+          setImmediate(() => {
+            time.now! += 10 * ms
+            answer()
+          }),
+        )
+        const { measured } = await run(target, {
+          requests: Number.POSITIVE_INFINITY,
+          ramp_ns,
+          runtime_ns: 100 * ms,
+        })
+        expect([new Histogram(measured.write.lat).count, measured.elapsed_ms]).toEqual([80, 100])
+      } finally {
+        time.now = null
+      }
+    }
   })
 
   test('counts nothing before the ramp is over', async () => {

@@ -121,6 +121,13 @@ export class Loop {
   /** When what counts begins; what is done before is forgotten. */
   #countFrom = 0
   #counting = false
+  #counted = false
+  /**
+   * After a ramp, what counts begins with the first answer, which is not counted, and ends with the first one after the time, which
+   * is: some devices answer many at once, and one time more of those would be a rate that nobody has. Not so with a fixed rate,
+   * which is known: whatever was due is counted, however late it comes.
+   */
+  readonly #endsWithAnswer: boolean
   #lastDone = 0
   #stopping = false
   #finished: (() => void) | null = null
@@ -150,6 +157,7 @@ export class Loop {
     this.#submits = new Float64Array(depth + 1)
     this.#completes = new Float64Array(depth + 1)
     this.#interval_ns = rate === null ? 0 : 1e9 / rate
+    this.#endsWithAnswer = load.ramp_ns > 0 && rate === null
     this.generations = load.verifySeed !== null && load.readPercent < 100 ? new Uint32Array(blocks) : null
     // Not zeros: some devices and file systems make something else of those.
     const fill = new Random(seed)
@@ -169,7 +177,7 @@ export class Loop {
       this.#finished = resolve
       this.#begin = clock()
       this.#countFrom = this.#begin + ramp_ns
-      this.#deadline = this.#countFrom + runtime_ns
+      this.#deadline = ramp_ns === 0 ? this.#countFrom + runtime_ns : Number.POSITIVE_INFINITY
       if (ramp_ns === 0) this.#startCounting()
       this.#ticked()
     })
@@ -220,11 +228,16 @@ export class Loop {
   }
 
   #count(slot: Slot, now: number): void {
+    if (this.#counted) return
     this.#lastDone = now
     if (!this.#counting) {
       if (now < this.#countFrom) return
+      this.#countFrom = now
+      this.#deadline = now + this.#load.runtime_ns
       this.#startCounting()
+      return
     }
+    if (this.#endsWithAnswer && now >= this.#deadline) this.#endCounting()
     const { index, read } = slot
     const { bs } = this.#load
     const started = this.#started[index]!
@@ -246,6 +259,13 @@ export class Loop {
     this.#submissionsBefore = this.#target.submissions()
     this.#spentBefore = spentAt()
     for (const counts of [this.#depths, this.#submits, this.#completes]) counts.fill(0)
+  }
+
+  #endCounting(): void {
+    this.#counted = true
+    const after = this.#target.submissions()
+    this.#submissions = after && this.#submissionsBefore && lessSubmissions(after, this.#submissionsBefore)
+    this.#spent = spentSince(this.#spentBefore ?? spentAt())
   }
 
   #goOn(now: number): void {
@@ -352,9 +372,9 @@ export class Loop {
     const ended = (error: Error | null): void => {
       const now = clock()
       this.#inFlight--
-      this.#lastDone = now
+      if (!this.#counted) this.#lastDone = now
       if (error !== null) this.#fail(error)
-      else if (this.#counting) this.#sync.record(now - started)
+      else if (this.#counting && !this.#counted) this.#sync.record(now - started)
       this.#free.push(slot)
       this.#goOn(now)
     }
@@ -392,9 +412,7 @@ export class Loop {
     const finished = this.#finished
     if (finished === null) return
     this.#finished = null
-    const after = this.#target.submissions()
-    this.#submissions = after && this.#submissionsBefore && lessSubmissions(after, this.#submissionsBefore)
-    this.#spent = spentSince(this.#spentBefore ?? spentAt())
+    if (!this.#counted) this.#endCounting()
     finished()
   }
 }
