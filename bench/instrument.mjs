@@ -56,7 +56,7 @@ if (fioVersion() === null) {
   console.error('fio is not installed: nothing to compare with')
   process.exit(1)
 }
-const [delayed, loop] = devices
+const [{ make: delayed }, { make: loop }] = devices
 const target = { disk: diskFile, delayed, loop }[values.target]?.()
 if (target === undefined) throw new RangeError(`--target=${values.target} is not known`)
 console.log(`${values.rw} ${values.bs}, ${target.name}; ${values.rounds} rounds in turns, ${values.runtime} s each`)
