@@ -1,5 +1,5 @@
-// From checked work to answers: makes batches, puts them in the order of calls, sends what may go, and turns what became of
-// each request into callbacks and promises. One per device; the device itself only checks and describes.
+// From checked work to answers: makes batches, puts them in the order of calls and sends what may go; `calls.ts` turns what
+// became of each request into callbacks and promises. One per device; the device itself only checks and describes.
 //
 //   device ─► Dispatch.run / gather ─► Batch ─► Gate ─► planner ─► Queue ─► Engine
 //   caller ◄─ callback, promise     ◄─ Batch ◄──────────────────── Queue ◄─ Engine
