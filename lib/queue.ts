@@ -138,7 +138,7 @@ export class Queue implements SubmissionQueue, Lane {
     this.pump()
   }
 
-  /** Sends what may be in flight, in one native call, or two where the device had nothing to do. */
+  /** Sends what may be in flight, in one native call, or two for long ones where the device had nothing to do. */
   pump(): void {
     this.#beforeSending()
     const again = this.#aside.length === 0 ? NOBODY : new Fifo(this.#aside)

@@ -219,6 +219,58 @@ describe('a closed loop', () => {
     }
   })
 
+  test('and so if it is stopped early, or in the ramp', async () => {
+    const ms = 1e6
+    for (const [stopAfter_ms, counted] of [
+      [20, 0],
+      [30, 0],
+      [40, 8],
+      [80, 40],
+    ] as const) {
+      time.now = 0
+      try {
+        const stop = new Int32Array(1)
+        const target = new FakeTarget((answer) =>
+          setImmediate(() => {
+            time.now! += 10 * ms
+            if (time.now! >= stopAfter_ms * ms) stop[0] = 1
+            answer()
+          }),
+        )
+        const load = { requests: Number.POSITIVE_INFINITY, ramp_ns: 25 * ms, runtime_ns: 1000 * ms }
+        const { measured } = await run(target, load, stop)
+        expect(new Histogram(measured.write.lat).count).toBe(counted)
+        expect(measured.elapsed_ms).toBe((counted / 8) * 10)
+      } finally {
+        time.now = null
+      }
+    }
+  })
+
+  test('counts what a fixed rate asks for after the ramp, from the ramp on, and ends in time', async () => {
+    const ms = 1e6
+    time.now = 0
+    try {
+      // Each is due at a multiple of 10 ms and answered a millisecond later.
+      const target = new FakeTarget((answer) =>
+        setImmediate(() => {
+          time.now! += ms
+          answer()
+        }),
+      )
+      const ticks = setInterval(() => {
+        time.now! += ms
+      }, 1)
+      const load = { rate: 100, requests: Number.POSITIVE_INFINITY, ramp_ns: 25 * ms, runtime_ns: 100 * ms }
+      const { measured } = await run(target, load)
+      clearInterval(ticks)
+      expect(new Histogram(measured.write.lat).count).toBe(10)
+      expect(target.calls).toHaveLength(13)
+    } finally {
+      time.now = null
+    }
+  })
+
   test('counts nothing before the ramp is over', async () => {
     const target = new FakeTarget((answer) => setTimeout(answer, 2))
     const { measured } = await run(target, {

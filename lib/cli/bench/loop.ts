@@ -123,9 +123,9 @@ export class Loop {
   #counting = false
   #counted = false
   /**
-   * After a ramp, what counts begins with the first answer, which is not counted, and ends with the first one after the time, which
-   * is: some devices answer many at once, and one time more of those would be a rate that nobody has. Not so with a fixed rate,
-   * which is known: whatever was due is counted, however late it comes.
+   * After a ramp, what counts begins with the first answer, which is not counted, and ends with the first one after the time or
+   * the run's early end, which is: some devices answer many at once, and one time more of those would be a rate that nobody
+   * has. Not so with a fixed rate, which is known: what comes after the ramp is counted, however late it is.
    */
   readonly #endsWithAnswer: boolean
   #lastDone = 0
@@ -177,7 +177,7 @@ export class Loop {
       this.#finished = resolve
       this.#begin = clock()
       this.#countFrom = this.#begin + ramp_ns
-      this.#deadline = ramp_ns === 0 ? this.#countFrom + runtime_ns : Number.POSITIVE_INFINITY
+      this.#deadline = this.#endsWithAnswer ? Number.POSITIVE_INFINITY : this.#countFrom + runtime_ns
       if (ramp_ns === 0) this.#startCounting()
       this.#ticked()
     })
@@ -222,22 +222,25 @@ export class Loop {
 
   /** All that one wake-up has to tell is told. */
   #turnEnded(): void {
-    this.#completes[Math.min(this.#doneThisTurn, this.#load.depth)]!++
+    if (!this.#counted) this.#completes[Math.min(this.#doneThisTurn, this.#load.depth)]!++
     this.#doneThisTurn = 0
     if (this.#load.batch > 1) this.#goOn(clock())
   }
 
   #count(slot: Slot, now: number): void {
     if (this.#counted) return
+    const ends = this.#endsWithAnswer && (now >= this.#deadline || this.#stopping || this.#stop[0] !== 0)
+    if (!this.#counting && (now < this.#countFrom || ends)) return
     this.#lastDone = now
     if (!this.#counting) {
-      if (now < this.#countFrom) return
-      this.#countFrom = now
-      this.#deadline = now + this.#load.runtime_ns
       this.#startCounting()
-      return
+      if (this.#endsWithAnswer) {
+        this.#countFrom = now
+        this.#deadline = now + this.#load.runtime_ns
+        return
+      }
     }
-    if (this.#endsWithAnswer && now >= this.#deadline) this.#endCounting()
+    if (ends) this.#endCounting()
     const { index, read } = slot
     const { bs } = this.#load
     const started = this.#started[index]!
