@@ -84,7 +84,7 @@ export const ALLOC_MAX: number = constants.MAX_LENGTH - PAGE_SIZE
 const SLAB_BYTES = 1 << 20
 const SLAB_PIECE_MAX = 32 << 10
 
-let slab: { memory: Buffer; region: Region } | undefined
+let slab: Buffer | undefined
 let slabUsed = 0
 
 /**
@@ -96,11 +96,10 @@ let slabUsed = 0
 export function alignedBuffer(size: number, alignment: number, path: string): Buffer {
   if (size > SLAB_PIECE_MAX || alignment > PAGE_SIZE) return ownBuffer(size, alignment, path)
   if (slab === undefined || slabUsed + size > SLAB_BYTES) {
-    const memory = ownBuffer(SLAB_BYTES, PAGE_SIZE, path)
-    slab = { memory, region: regionOf(memory.buffer)! }
+    slab = ownBuffer(SLAB_BYTES, PAGE_SIZE, path)
     slabUsed = 0
   }
-  const piece = Marked.mark(slab.memory.subarray(slabUsed, slabUsed + size), slab.region)
+  const piece = Marked.mark(slab.subarray(slabUsed, slabUsed + size), placeOf(slab)!.region)
   slabUsed += Math.ceil(size / PAGE_SIZE) * PAGE_SIZE
   return piece
 }
@@ -158,7 +157,7 @@ export class Staging {
   /** @param path whom it is for first */
   constructor(path: string) {
     this.bytes = alignedBuffer(STAGING_BYTES, PAGE_SIZE, path)
-    this.region = regionOf(this.bytes.buffer)!.id
+    this.region = placeOf(this.bytes)!.region.id
     for (let unit = this.#state.length - PIECE_MAX / PIECE_MIN; unit >= 0; unit -= PIECE_MAX / PIECE_MIN) {
       this.#put(unit, ORDERS - 1)
     }
