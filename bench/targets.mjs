@@ -250,7 +250,9 @@ export function tmpfsFile(size) {
 
 /**
  * A file that answers each request after so many milliseconds: memory served by nbdkit behind its delay filter, mounted by
- * nbdfuse. Some requests at a time wait beside each other, as in a disk.
+ * nbdfuse. Ten requests at a time wait beside each other, which is what nbdfuse has threads for; a request needs a connection
+ * to itself, of which there are four if nobody asks for more. A sleep would end up to 50 us late, sooner if another timer
+ * happens to be due (prctl(2), PR_SET_TIMERSLACK): whoever sets timers of his own would find a faster device.
  * @param {number} size
  * @param {number} delay_ms
  * @returns {Target}
@@ -261,14 +263,15 @@ export function delayedFile(size, delay_ms) {
   const [socket, file] = [path.join(directory, 'socket'), path.join(directory, 'disk')]
   const delays = [`delay-read=${delay_ms}ms`, `delay-write=${delay_ms}ms`]
   const server = ['--foreground', '--unix', socket, '--threads=32', '--filter=delay', 'memory', String(size), ...delays]
-  const started = [start('nbdkit', server)]
+  const punctual = ['-c', 'echo 1 > /proc/self/timerslack_ns; exec "$@"', 'sh']
+  const started = [start('sh', [...punctual, 'nbdkit', ...server])]
   const end = atTheLatestAtExit(() => {
     for (const child of started) child.kill()
   })
   try {
     waitFor(() => fs.existsSync(socket), 'nbdkit')
     fs.writeFileSync(file, '')
-    started.push(start('nbdfuse', [file, '--unix', socket]))
+    started.push(start('nbdfuse', ['--connections=16', file, '--unix', socket]))
     const unmount = atTheLatestAtExit(() => run('fusermount3', ['-u', '-z', file]))
     waitFor(() => fs.statSync(file).size === size, 'nbdfuse')
     const remove = () => {

@@ -147,7 +147,7 @@ const PIECE_MIN = PAGE_SIZE
 export const PIECE_MAX: number = 1 << 20
 const ORDERS = Math.log2(PIECE_MAX / PIECE_MIN) + 1
 
-/** All staging memory of a thread. The system provides it page by page as it is first used. */
+/** All staging memory of a thread. The system provides it as it is first used. */
 const STAGING_BYTES = 32 << 20
 
 /**
