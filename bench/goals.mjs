@@ -15,7 +15,7 @@ import { PLANNED_REQUESTS, planningCost } from './planner.mjs'
 import { growthFolders, sequentialGrowth } from './qcow2.mjs'
 import { ext4File, loopDevice, Unavailable } from './targets.mjs'
 import { besideKernel, besideQemu } from './traces.mjs'
-import { adjacent, memoryOfNode, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mjs'
+import { adjacent, REQUEST_BYTES, SCATTER_BYTES, scattered } from './workload.mjs'
 
 /** @typedef {import('./measure.mjs').Contender} Contender */
 /** @typedef {import('./measure.mjs').Sample} Sample */
@@ -265,11 +265,7 @@ async function* overFanOut(bench) {
   }
 }
 
-/**
- * The peer writes from memory of the same size that Node gives it, as a program does that has no more than Node. That of
- * `alloc` lies on huge pages, and `writev` gains by it, too: a note tells how much is left then.
- * @param {Bench} bench
- */
+/** @param {Bench} bench */
 async function* overWritev(bench) {
   const disk = await bench.disk()
   const handle = await bench.handle()
@@ -279,18 +275,11 @@ async function* overWritev(bench) {
       { lanes: 1, bound: 1.3 },
       { lanes: LANES, bound: 1.1 },
     ]) {
-      const { size } = bench.target
-      const workload = adjacent({ lanes, count, size, alloc })
+      const workload = adjacent({ lanes, count, size: bench.target.size, alloc })
       const mine = multiwrite('multiwrite', disk, workload)
-      const peer = writevByHand(
-        handle.fd,
-        adjacent({ lanes, count, size, alloc: memoryOfNode(lanes * count) }),
-        'memory of Node',
-      )
-      const helped = writevByHand(handle.fd, workload, 'memory of alloc')
-      const pairs = await Pairs.measure([mine, peer, helped], bench.settings)
-      const [rate, cpu] = [pairs.rates(mine, helped), pairs.cpu(mine, helped)].map(({ median }) => median.toFixed(2))
-      const note = `${pairs.note(mine, peer)}; over writev from memory of \`alloc\` ${rate}, ${cpu}`
+      const peer = writevByHand(handle.fd, workload)
+      const pairs = await Pairs.measure([mine, peer], bench.settings)
+      const note = pairs.note(mine, peer)
       const shape = `batches of ${count}, ${lanes} in flight`
       yield { measure: `requests/s, ${shape}`, spread: pairs.rates(mine, peer), is: '>=', bound, note }
       yield { measure: `CPU per request, ${shape}`, spread: pairs.cpu(mine, peer), is: '<=', bound: 0.7, note }

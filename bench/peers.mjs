@@ -1,7 +1,7 @@
 // What else there is: Node's own file system calls, and fio as the measure of what the kernel gives a C program.
 //
-// The callers of node:fs get the same offsets as our own contenders, and the same buffers unless their names say otherwise.
-// They run on Node's thread pool, whose size is the user's choice (`UV_THREADPOOL_SIZE`, 4 by default).
+// The callers of node:fs get the same buffers and offsets as our own contenders. They run on Node's thread pool, whose size is
+// the user's choice (`UV_THREADPOOL_SIZE`, 4 by default).
 
 import { execFileSync, spawn } from 'node:child_process'
 import fs from 'node:fs'
@@ -72,10 +72,9 @@ export function promisesFanOut(handle, workload) {
  * One `fs.writev` per batch: what a caller does who knows that all its requests touch, in order.
  * @param {number} descriptor
  * @param {Workload} workload adjacent and ascending
- * @param {string} [how]
  * @returns {Contender}
  */
-export function writevByHand(descriptor, workload, how) {
+export function writevByHand(descriptor, workload) {
   /** @param {number} lane */
   const step = (lane) =>
     new Promise((resolve, reject) => {
@@ -87,7 +86,7 @@ export function writevByHand(descriptor, workload, how) {
       })
     })
   return {
-    name: how === undefined ? 'fs.writev, merged by hand' : `fs.writev, merged by hand, ${how}`,
+    name: 'fs.writev, merged by hand',
     run: (duration_ms) => timed(duration_ms, workload.lanes, workload.count, step),
   }
 }

@@ -19,23 +19,6 @@ export const REQUEST_BYTES = 4096
  * @property {(lane: number) => Batch} next valid until the lane asks again
  */
 
-const WASM_PAGE = 64 << 10
-
-/**
- * An `alloc` for `count` pages in a row, in memory as Node has it for a program that brings none of its own. It is that of a
- * WebAssembly module because that begins with a page, as direct I/O wants it.
- * @param {number} count
- * @returns {(size: number) => Buffer}
- */
-export function memoryOfNode(count) {
-  const { buffer } = new WebAssembly.Memory({ initial: Math.ceil((count * REQUEST_BYTES) / WASM_PAGE) })
-  let used = 0
-  return (size) => {
-    used += size
-    return Buffer.from(buffer, used - size, size)
-  }
-}
-
 /**
  * @param {number} lanes
  * @param {number} count

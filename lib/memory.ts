@@ -20,7 +20,7 @@ export const PAGE_SIZE = 4096
 export interface Region {
   /** Its number in the addon. */
   readonly id: number
-  /** The memory that it may take, in bytes. */
+  /** Its size in bytes. */
   readonly bytes: number
   /** Where in it an address lies that is a multiple of all alignments in use. */
   readonly boundary: number
@@ -80,15 +80,9 @@ export const placeOf: (view: Uint8Array) => Place | undefined = Marked.placeOf
 /** The most that `alignedBuffer` can make. */
 export const ALLOC_MAX: number = constants.MAX_LENGTH - PAGE_SIZE
 
-/**
- * Small pieces are cut from slabs of so many bytes: few enough that one piece that stays does not keep much. Whoever has used
- * up the first gets longer ones, of huge pages: a run of pieces seldom ends inside one, and lies in fewer segments.
- */
-const SLAB_BYTES = { first: 1 << 20, later: 4 << 20 }
+/** Small pieces are cut from slabs of so many bytes: few enough that one piece that stays does not keep much. */
+const SLAB_BYTES = 1 << 20
 const SLAB_PIECE_MAX = 32 << 10
-
-/** What is as long as a huge page begins at one, and the addon asks for them (`MADV_HUGEPAGE`). */
-const HUGE_PAGE = 2 << 20
 
 let slab: Buffer | undefined
 let slabUsed = 0
@@ -101,8 +95,8 @@ let slabUsed = 0
  */
 export function alignedBuffer(size: number, alignment: number, path: string): Buffer {
   if (size > SLAB_PIECE_MAX || alignment > PAGE_SIZE) return ownBuffer(size, alignment, path)
-  if (slab === undefined || slabUsed + size > slab.length) {
-    slab = ownBuffer(slab === undefined ? SLAB_BYTES.first : SLAB_BYTES.later, PAGE_SIZE, path)
+  if (slab === undefined || slabUsed + size > SLAB_BYTES) {
+    slab = ownBuffer(SLAB_BYTES, PAGE_SIZE, path)
     slabUsed = 0
   }
   const piece = Marked.mark(slab.subarray(slabUsed, slabUsed + size), placeOf(slab)!.region)
@@ -111,17 +105,14 @@ export function alignedBuffer(size: number, alignment: number, path: string): Bu
 }
 
 /** The same on a SharedArrayBuffer of its own. */
-function ownBuffer(size: number, wanted: number, path: string): Buffer {
+function ownBuffer(size: number, alignment: number, path: string): Buffer {
   const native = addon()
-  const isHuge = size >= HUGE_PAGE && size <= constants.MAX_LENGTH - HUGE_PAGE
-  const alignment = isHuge ? Math.max(wanted, HUGE_PAGE) : wanted
-  const shared = sharedMemory(size + alignment, path)
+  const bytes = size + alignment
+  const shared = sharedMemory(bytes, path)
   const whole = new Uint8Array(shared)
   const boundary = alignment - (native.address(whole) % alignment)
-  const id = native.addRegion(whole, boundary, size)
-  if (id < 0) throw noMemory(size, path)
-  // What lies before and behind is never touched, and takes no memory but that of addresses.
-  const bytes = size + PAGE_SIZE
+  const id = native.addRegion(whole)
+  if (id < 0) throw noMemory(bytes, path)
   const region = { id, bytes, boundary }
   native.adjustExternalMemory(bytes)
   regions.set(shared, region)
@@ -147,7 +138,7 @@ const PIECE_MIN = PAGE_SIZE
 export const PIECE_MAX: number = 1 << 20
 const ORDERS = Math.log2(PIECE_MAX / PIECE_MIN) + 1
 
-/** All staging memory of a thread. The system provides it as it is first used. */
+/** All staging memory of a thread. The system provides it page by page as it is first used. */
 const STAGING_BYTES = 32 << 20
 
 /**

@@ -90,8 +90,8 @@ export interface Addon {
   changeRange(file: number, op: number, offset: number, length: number, done: Done<Failure>): Started
   /** What can't be started is done at once, and answered with its errno, or 0. */
   close(file: number, done: Done<Failure>): Started
-  /** -1 for want of memory. `used` bytes from `start` on are meant to be used; nobody has touched them yet. */
-  addRegion(view: Uint8Array, start: number, used: number): number
+  /** -1 for want of memory. */
+  addRegion(view: Uint8Array): number
   removeRegion(id: number): void
   address(view: Uint8Array): number
   adjustExternalMemory(bytes: number): void

@@ -141,20 +141,13 @@ class Addon final : public Napi::Addon<Addon> {
     return Napi::Number::New(info.Env(), error);
   }
 
-  // addRegion(view, start, used) -> id, or -1 for want of memory. The view must lie on a
-  // SharedArrayBuffer, and be referenced until removeRegion; `used` bytes from `start` on are meant
-  // to be used.
+  // addRegion(view) -> id, or -1 for want of memory. The view must lie on a SharedArrayBuffer, and
+  // be referenced until removeRegion.
   Napi::Value AddRegion(const Napi::CallbackInfo& info) {
     uint8_t* base = nullptr;
     size_t length = 0;
     if (!Uint8Data(info.Env(), info[0], &base, &length)) Throw(info.Env(), "addRegion: no bytes");
-    int64_t start = info[1].As<Napi::Number>().Int64Value();
-    int64_t used = info[2].As<Napi::Number>().Int64Value();
-    if (start < 0 || used < 0 || static_cast<uint64_t>(start) > length ||
-        static_cast<uint64_t>(used) > length - static_cast<size_t>(start))
-      Throw(info.Env(), "addRegion: the part in use is not in the view");
-    return Napi::Number::New(info.Env(), env_->AddRegion(base, length, static_cast<size_t>(start),
-                                                         static_cast<size_t>(used)));
+    return Napi::Number::New(info.Env(), env_->AddRegion(base, length));
   }
 
   void RemoveRegion(const Napi::CallbackInfo& info) { env_->RemoveRegion(Int(info, 0)); }

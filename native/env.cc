@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -39,15 +38,6 @@ bool PaysToFix(size_t, size_t) { return true; }  // so that all tests of this bu
 constexpr size_t kFixCallBytes = 400 << 10;
 bool PaysToFix(size_t used, size_t length) { return used >= length + kFixCallBytes; }
 #endif
-
-// Memory of which a huge page lies in one piece takes the kernel fewer segments, and fewer faults
-// and look-ups. A wish: no answer changes anything.
-void AskForHugePages(uint8_t* base, size_t length) {
-  constexpr uintptr_t kHugePage = 1u << 21;
-  uintptr_t address = reinterpret_cast<uintptr_t>(base);
-  if (address % kHugePage != 0 || length < kHugePage) return;
-  madvise(base, length - length % kHugePage, MADV_HUGEPAGE);
-}
 
 // A libuv handle, whose size only libuv knows; goes by operator delete. Null for want of memory.
 template <typename Handle>
@@ -191,16 +181,7 @@ int Env::Descriptor(int32_t id) const {
   return file ? file->fd : -1;
 }
 
-int32_t Env::AddRegion(uint8_t* base, size_t length, size_t start, size_t used) {
-  Region region;
-  region.base = base;
-  region.length = length;
-  region.start = start;
-  region.used = used;
-  int32_t id = regions_.Add(region);
-  if (id >= 0) AskForHugePages(base + start, used);
-  return id;
-}
+int32_t Env::AddRegion(uint8_t* base, size_t length) { return regions_.Add(Region{base, length}); }
 
 void Env::RemoveRegion(int32_t id) {
   Region* region = regions_.At(id);
@@ -210,18 +191,15 @@ void Env::RemoveRegion(int32_t id) {
   regions_.Remove(id);
 }
 
-// What the ring calls a region, for an operation whose only vector lies in it; -1: nothing. What
-// lies beside the part in use was not handed out, but whoever has a view can reach it.
-int32_t Env::BufferOf(Region* region, size_t start, size_t length, EnginePort* port) {
+// What the ring calls a region, for an operation whose only vector of `length` bytes lies in it;
+// -1: nothing.
+int32_t Env::BufferOf(Region* region, size_t length, EnginePort* port) {
   if (port != &ports_[static_cast<uint32_t>(EngineKind::kUring)]) return -1;
-  if (start < region->start || start - region->start > region->used ||
-      length > region->used - (start - region->start))
-    return -1;
   if (region->fixing_tried) return region->buffer;
-  region->done += length;
-  if (PaysToFix(region->done, region->used)) {
+  region->used += length;
+  if (PaysToFix(region->used, region->length)) {
     region->fixing_tried = true;
-    region->buffer = port->engine->FixBuffer(region->base + region->start, region->used);
+    region->buffer = port->engine->FixBuffer(region->base, region->length);
   }
   return region->buffer;
 }
@@ -264,9 +242,7 @@ bool Env::FillVectors(Slot* slot, uint32_t first, uint32_t count, napi_value vie
       if (!region) return false;
       base = region->base;
       available = region->length;
-      if (count == 1)
-        slot->buffer =
-            BufferOf(region, static_cast<size_t>(start), static_cast<size_t>(length), slot->port);
+      if (count == 1) slot->buffer = BufferOf(region, static_cast<size_t>(length), slot->port);
     } else {
       int64_t index = WholeBelow(-1 - entry[kVectorRegion], 4294967296.0);
       napi_value view;

@@ -51,9 +51,7 @@ class Env final : private CompletionSink {
   int TakeFile(int32_t id);
   int Descriptor(int32_t id) const;
 
-  // Memory that vectors may lie in; -1 for want of memory. `start` and `used`: the part of it that
-  // is in use, whose first byte has not been touched yet.
-  int32_t AddRegion(uint8_t* base, size_t length, size_t start, size_t used);
+  int32_t AddRegion(uint8_t* base, size_t length);
   void RemoveRegion(int32_t id);
 
   // For so long the loop looks for completions before it sleeps, while something is in flight. 0:
@@ -80,9 +78,7 @@ class Env final : private CompletionSink {
   struct Region {
     uint8_t* base = nullptr;
     size_t length = 0;
-    size_t start = 0;  // the part in use, which the ring may know
-    size_t used = 0;
-    size_t done = 0;  // bytes, by operations of one vector
+    size_t used = 0;  // bytes, by operations of one vector
     bool fixing_tried = false;
     int32_t buffer = -1;  // what the ring calls it, once it does
   };
@@ -99,7 +95,7 @@ class Env final : private CompletionSink {
   void Deliver(EnginePort* port);
   void CallDrained();
   bool LengthenVectors(Slot* slot);
-  int32_t BufferOf(Region* region, size_t start, size_t length, EnginePort* port);
+  int32_t BufferOf(Region* region, size_t length, EnginePort* port);
   bool FillVectors(Slot* slot, uint32_t first, uint32_t count, napi_value views, int* error);
   void UpdateKeepAlive(EnginePort* port);
   void BusyPoll();

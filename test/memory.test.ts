@@ -1,7 +1,6 @@
 // Memory is never touched after it is given back, nor before: whatever JavaScript does with it while requests are on their way.
 // And what the library itself holds is bounded.
 
-import { existsSync } from 'node:fs'
 import { BlockError, open } from 'multiwrite'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import type { Plan, Report } from './life/transfers.ts'
@@ -289,54 +288,6 @@ describe('alloc', () => {
       expect(poor).toMatchObject({ stderr: '', stdout: 'known 0\nknown true\n', code: 0 })
     })
   })
-
-  const hugePages = existsSync('/sys/kernel/mm/transparent_hugepage/enabled')
-  test.skipIf(!hugePages)(
-    `long memory lies on huge pages where the system has some, and what lies around it works all the same${hugePages ? '' : ' (the kernel has no huge pages)'}`,
-    async () => {
-      await withTarget(bufferedFile, 1 << 20, async (made) => {
-        const script = `
-          import fs from 'node:fs'
-          import { open } from 'multiwrite'
-          const disk = await open(process.env.TARGET, { engine: 'io_uring' })
-          // Bytes of the mappings that huge pages were asked for.
-          const asked = () => {
-            let bytes = 0
-            for (const mapping of fs.readFileSync('/proc/self/smaps', 'utf8').split(/\\n(?=[0-9a-f]+-)/)) {
-              if (/^VmFlags:.* hg\\b/m.test(mapping)) bytes += Number(/^Size: +(\\d+) kB/m.exec(mapping)[1]) * 1024
-            }
-            return bytes
-          }
-          const before = asked()
-          const memory = disk.alloc(5 << 20)
-          console.log('one piece', asked() - before)
-          const middle = asked()
-          for (let i = 0; i < 512; i++) disk.alloc(4096)
-          console.log('small pieces', asked() - middle)
-          // The ring knows the memory by now; of what lies before and behind it, it knows nothing.
-          for (let i = 0; i < 12; i++) await disk.write(0, memory.fill(i + 1, 0, 1 << 20).subarray(0, 1 << 20))
-          const { buffer, byteOffset } = memory
-          const end = byteOffset + (5 << 20)
-          const [ahead, behind] = [byteOffset, buffer.byteLength - end].map((room) => Math.min(room, 2048))
-          for (const [i, start] of [byteOffset - ahead, end - 4096 + behind].entries()) {
-            const view = Buffer.from(buffer, start, 4096).fill(100 + i)
-            await disk.write(i * 4096, view)
-            await disk.read(i * 4096, view.fill(0))
-            if (view.compare(Buffer.alloc(4096, 100 + i)) !== 0) throw new Error('read back wrongly: ' + i)
-          }
-          await disk.close()
-        `
-        const child = await runChild(script, { env: { TARGET: made.path } })
-        expect(child).toMatchObject({
-          stderr: '',
-          stdout: `one piece ${4 << 20}\nsmall pieces ${4 << 20}\n`,
-          code: 0,
-        })
-        const content = made.readBack()
-        expect([0, 1, 2].map((at) => content[at * page])).toEqual([100, 101, 12])
-      })
-    },
-  )
 
   test('pieces allocated in a row never share a byte, and lie in a row', async () => {
     await withTarget(bufferedFile, 1 << 20, (made) =>

@@ -290,9 +290,9 @@ int main(int argc, char** argv) {
   for (size_t i = 0; i < FILE_BYTES; i++) out[i] = (uint8_t)(i * 31 + (i >> 8));
   napi_value to_write = Array(napi_uint8_array, out, FILE_BYTES);
   napi_value to_read = Array(napi_uint8_array, in, FILE_BYTES);
-  double written = Submit(requests, vectors, results, 1, file->number, Call("addRegion", 3, (napi_value[]){to_write, Number(0), Number(FILE_BYTES)})->number);
+  double written = Submit(requests, vectors, results, 1, file->number, Call("addRegion", 1, &to_write)->number);
   if (written != FILE_BYTES) Fail("a write ends short");
-  double read = Submit(requests, vectors, results, 0, file->number, Call("addRegion", 3, (napi_value[]){to_read, Number(0), Number(FILE_BYTES)})->number);
+  double read = Submit(requests, vectors, results, 0, file->number, Call("addRegion", 1, &to_read)->number);
   if (read != FILE_BYTES || memcmp(in, out, FILE_BYTES) != 0) Fail("a read finds something else");
   Call("close", 2, (napi_value[]){file, drained});
   if (Get(last_result, "errno")->number != 0) Fail("the file does not close");
