@@ -98,7 +98,7 @@ export async function* agreement({ fio }) {
           depth,
           batch: 1,
           rounds: ROUNDS,
-          runtime_s: 1.2,
+          runtime_s: 1,
           ramp_s: 0.2,
         }
         const contenders = await besideFio(target, load)

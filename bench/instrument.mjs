@@ -44,7 +44,7 @@ function diskFile() {
 
 /** @param {number} value */
 function rate(value) {
-  return `${(value / 1e3).toFixed(1)}k`
+  return value < 1e4 ? value.toFixed(0) : `${(value / 1e3).toFixed(1)}k`
 }
 
 /** @param {number} ns */
