@@ -107,19 +107,10 @@ export class Engine {
     this.vectorIn(-this.#views.length, start, length)
   }
 
-  /** The same for registered memory, or for a view passed along (negative). What goes on where the last vector ends joins it. */
+  /** The same for registered memory, or for a view passed along (negative). */
   vectorIn(region: number, start: number, length: number): void {
     const vectors = this.#vectors
-    const at = this.#vectorCount * VECTOR.stride
-    if (this.#vectorCount > this.#vectorMark && vectors[at - VECTOR.stride + VECTOR.region] === region) {
-      const before = at - VECTOR.stride
-      if (vectors[before + VECTOR.start]! + vectors[before + VECTOR.length]! === start) {
-        // The kernel looks up the pages of each vector anew: one long vector costs it a fraction of many short ones.
-        vectors[before + VECTOR.length]! += length
-        return
-      }
-    }
-    this.#vectorCount++
+    const at = this.#vectorCount++ * VECTOR.stride
     vectors[at + VECTOR.region] = region
     vectors[at + VECTOR.start] = start
     vectors[at + VECTOR.length] = length

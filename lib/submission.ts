@@ -275,9 +275,14 @@ export class Submission implements Operation {
     const direct = this.#alignment > 1 || (target.direct && this.file === target.file)
     const { firstSegment, segmentLength, segmentStart, segmentUnit } = this.plan
     const { views } = this.batch.work
+    const { alignment, memoryAlignment } = target
     const map = this.units
     const end = firstSegment[this.index + 1]!
     let skip = this.#next - this.offset
+    // Pieces that follow each other in memory are one vector: the kernel looks up the pages of each anew.
+    let run: Region | undefined
+    let runStart = 0
+    let runEnd = 0
     let staging =
       overBlock(this.offset, this.#alignment) !== 0 ||
       this.blockEnd !== this.end ||
@@ -320,18 +325,27 @@ export class Submission implements Operation {
         }
       } else if (direct) {
         staging ||=
-          overBlock(from - region.boundary, target.memoryAlignment) !== 0 || overBlock(length, target.alignment) !== 0
+          overBlock(length, alignment) !== 0 ||
+          ((region !== run || from !== runEnd) && overBlock(from + skip - region.boundary, memoryAlignment) !== 0)
       }
       // Once it is to be copied, the rest is only looked at for memory that is gone.
       if (staging) continue
-      if (skip >= length) skip -= length
-      else {
-        if (region === undefined) engine.vectorOf(view, from + skip, length - skip)
-        else engine.vectorIn(region.id, from + skip, length - skip)
+      if (skip >= length) {
+        skip -= length
+      } else if (region !== undefined && region === run && from === runEnd) {
+        runEnd += length
+      } else {
+        if (run !== undefined) engine.vectorIn(run.id, runStart, runEnd - runStart)
+        run = region
+        runStart = from + skip
+        runEnd = from + length
+        if (region === undefined) engine.vectorOf(view, runStart, length - skip)
         skip = 0
       }
     }
-    return staging ? Filled.noMemory : Filled.yes
+    if (staging) return Filled.noMemory
+    if (run !== undefined) engine.vectorIn(run.id, runStart, runEnd - runStart)
+    return Filled.yes
   }
 
   /** Takes staging memory for the next part, and notes which of its blocks must be read before it can be written. */
