@@ -80,8 +80,12 @@ export const placeOf: (view: Uint8Array) => Place | undefined = Marked.placeOf
 /** The most that `alignedBuffer` can make. */
 export const ALLOC_MAX: number = constants.MAX_LENGTH - PAGE_SIZE
 
-/** Small pieces are cut from slabs of so many bytes: few enough that one piece that stays does not keep much. */
-const SLAB_BYTES = 1 << 20
+/**
+ * Small pieces are cut from slabs. A run of pieces that begins in one and ends in the next is two vectors in two registered
+ * buffers, which no fixed operation can name: so whoever wants many pieces gets longer slabs, but none so long that one piece
+ * that stays keeps much.
+ */
+const SLAB_BYTES = { first: 1 << 20, most: 4 << 20 }
 const SLAB_PIECE_MAX = 32 << 10
 
 let slab: Buffer | undefined
@@ -95,8 +99,9 @@ let slabUsed = 0
  */
 export function alignedBuffer(size: number, alignment: number, path: string): Buffer {
   if (size > SLAB_PIECE_MAX || alignment > PAGE_SIZE) return ownBuffer(size, alignment, path)
-  if (slab === undefined || slabUsed + size > SLAB_BYTES) {
-    slab = ownBuffer(SLAB_BYTES, PAGE_SIZE, path)
+  if (slab === undefined || slabUsed + size > slab.length) {
+    const bytes = slab === undefined ? SLAB_BYTES.first : Math.min(2 * slab.length, SLAB_BYTES.most)
+    slab = ownBuffer(bytes, PAGE_SIZE, path)
     slabUsed = 0
   }
   const piece = Marked.mark(slab.subarray(slabUsed, slabUsed + size), placeOf(slab)!.region)

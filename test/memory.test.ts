@@ -303,6 +303,17 @@ describe('alloc', () => {
     )
   })
 
+  // Where a run of pieces crosses from one slab to the next, it can be no operation on registered memory.
+  test('who wants many pieces gets them from few slabs, of which none is so long that it keeps much', async () => {
+    await withTarget(bufferedFile, 1 << 20, (made) =>
+      withDisk(made, {}, (disk) => {
+        const slabs = new Set(Array.from({ length: 5120 }, () => disk.alloc(page).buffer))
+        expect(slabs.size).toBeLessThanOrEqual(8)
+        for (const slab of slabs) expect(slab.byteLength).toBeLessThanOrEqual((4 << 20) + page)
+      }),
+    )
+  })
+
   test('a subarray outlives the buffer that it was taken from, and the device', async () => {
     await withTarget(bufferedFile, 1 << 20, async (made) => {
       const script = `
