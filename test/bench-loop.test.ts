@@ -1,6 +1,6 @@
 // The measuring loop against a target that answers as the test says: depths, batches, flushes, rates, stamps, contents.
 
-import { describe, expect, test, vi } from 'vitest'
+import { afterEach, describe, expect, test, vi } from 'vitest'
 import { Histogram } from '../lib/cli/bench/histogram.ts'
 import { LIVE, type Load, Loop } from '../lib/cli/bench/loop.ts'
 import type { Measured } from '../lib/cli/bench/results.ts'
@@ -11,6 +11,9 @@ const time = vi.hoisted(() => ({ now: null as number | null }))
 vi.mock('../lib/cli/bench/clock.ts', async (original) => {
   const { clock } = await original<typeof import('../lib/cli/bench/clock.ts')>()
   return { clock: () => time.now ?? clock() }
+})
+afterEach(() => {
+  time.now = null
 })
 
 interface Call {
@@ -199,23 +202,19 @@ describe('a closed loop', () => {
     const ms = 1e6
     for (const ramp_ns of [21 * ms, 25 * ms, 29 * ms]) {
       time.now = 0
-      try {
-        // Eight every 10 ms: 800 a second. With the first ones after the ramp counted in, it would be 838 to 880.
-        const target = new FakeTarget((answer) =>
-          setImmediate(() => {
-            time.now! += 10 * ms
-            answer()
-          }),
-        )
-        const { measured } = await run(target, {
-          requests: Number.POSITIVE_INFINITY,
-          ramp_ns,
-          runtime_ns: 100 * ms,
-        })
-        expect([new Histogram(measured.write.lat).count, measured.elapsed_ms]).toEqual([80, 100])
-      } finally {
-        time.now = null
-      }
+      // Eight every 10 ms: 800 a second. With the first ones after the ramp counted in, it would be 838 to 880.
+      const target = new FakeTarget((answer) =>
+        setImmediate(() => {
+          time.now! += 10 * ms
+          answer()
+        }),
+      )
+      const { measured } = await run(target, {
+        requests: Number.POSITIVE_INFINITY,
+        ramp_ns,
+        runtime_ns: 100 * ms,
+      })
+      expect([new Histogram(measured.write.lat).count, measured.elapsed_ms]).toEqual([80, 100])
     }
   })
 
@@ -228,47 +227,39 @@ describe('a closed loop', () => {
       [80, 40],
     ] as const) {
       time.now = 0
-      try {
-        const stop = new Int32Array(1)
-        const target = new FakeTarget((answer) =>
-          setImmediate(() => {
-            time.now! += 10 * ms
-            if (time.now! >= stopAfter_ms * ms) stop[0] = 1
-            answer()
-          }),
-        )
-        const load = { requests: Number.POSITIVE_INFINITY, ramp_ns: 25 * ms, runtime_ns: 1000 * ms }
-        const { measured } = await run(target, load, stop)
-        expect(new Histogram(measured.write.lat).count).toBe(counted)
-        expect(measured.elapsed_ms).toBe((counted / 8) * 10)
-      } finally {
-        time.now = null
-      }
+      const stop = new Int32Array(1)
+      const target = new FakeTarget((answer) =>
+        setImmediate(() => {
+          time.now! += 10 * ms
+          if (time.now! >= stopAfter_ms * ms) stop[0] = 1
+          answer()
+        }),
+      )
+      const load = { requests: Number.POSITIVE_INFINITY, ramp_ns: 25 * ms, runtime_ns: 1000 * ms }
+      const { measured } = await run(target, load, stop)
+      expect(new Histogram(measured.write.lat).count).toBe(counted)
+      expect(measured.elapsed_ms).toBe((counted / 8) * 10)
     }
   })
 
   test('counts what a fixed rate asks for after the ramp, from the ramp on, and ends in time', async () => {
     const ms = 1e6
     time.now = 0
-    try {
-      // Each is due at a multiple of 10 ms and answered a millisecond later.
-      const target = new FakeTarget((answer) =>
-        setImmediate(() => {
-          time.now! += ms
-          answer()
-        }),
-      )
-      const ticks = setInterval(() => {
+    // Each is due at a multiple of 10 ms and answered a millisecond later.
+    const target = new FakeTarget((answer) =>
+      setImmediate(() => {
         time.now! += ms
-      }, 1)
-      const load = { rate: 100, requests: Number.POSITIVE_INFINITY, ramp_ns: 25 * ms, runtime_ns: 100 * ms }
-      const { measured } = await run(target, load)
-      clearInterval(ticks)
-      expect(new Histogram(measured.write.lat).count).toBe(10)
-      expect(target.calls).toHaveLength(13)
-    } finally {
-      time.now = null
-    }
+        answer()
+      }),
+    )
+    const ticks = setInterval(() => {
+      time.now! += ms
+    }, 1)
+    const load = { rate: 100, requests: Number.POSITIVE_INFINITY, ramp_ns: 25 * ms, runtime_ns: 100 * ms }
+    const { measured } = await run(target, load)
+    clearInterval(ticks)
+    expect(new Histogram(measured.write.lat).count).toBe(10)
+    expect(target.calls).toHaveLength(13)
   })
 
   test('counts nothing before the ramp is over', async () => {
