@@ -253,6 +253,7 @@ export class Batch implements SubmissionOwner {
 
   /** What later requests of the batch cover is not written; what several ask for is read once. */
   #countOverlap(units: Units, plan: Plan): void {
+    if (plan.whole) return
     let overlap = 0
     for (let u = 0; u < units.count; u++) overlap += units.length[u]!
     for (let s = 0; s < plan.count; s++) overlap -= plan.length[s]!
@@ -390,8 +391,7 @@ export class Batch implements SubmissionOwner {
       return [this.#submissionOf(owner, plan, 0, map, claimOf(0))]
     }
     if (plan.count === 1 && owners === null && !work.hasEmpty) {
-      const pending = this.#pending
-      for (let owner = 0; owner < members; owner++) pending[owner]!++
+      this.#pending.fill(1, 0, members)
       return [new Submission(this, plan, 0, map, ascending(members), 0, members, claimOf(0))]
     }
     if (plan.count === 1) {
@@ -405,7 +405,7 @@ export class Batch implements SubmissionOwner {
       }
       return [new Submission(this, plan, 0, map, list, 0, count, claimOf(0))]
     }
-    if (owners === null && map === null && this.#isInOrder(plan)) {
+    if (owners === null && map === null && plan.inOrder && work.owner === null) {
       this.#pending.fill(1, 0, this.work.count)
       const { firstSegment } = plan
       const submissions: Submission[] = []
@@ -463,15 +463,6 @@ export class Batch implements SubmissionOwner {
   /** A submission with one owner. */
   #submissionOf(owner: number, plan: Plan, s: number, map: UnitMap | null, claim: Claim | null): Submission {
     return new Submission(this, plan, s, map, ascending(owner + 1), owner, owner + 1, claim)
-  }
-
-  /** Whether a plan of the whole batch has its requests one after another as they stand: each one segment, whole. */
-  #isInOrder({ count, firstSegment, segmentUnit, segmentLength }: Plan): boolean {
-    const { units, owner } = this.work
-    const segments = firstSegment[count]!
-    if (owner !== null || segments !== units.count) return false
-    for (let i = 0; i < segments; i++) if (segmentUnit[i] !== i || segmentLength[i] !== units.length[i]) return false
-    return true
   }
 
   /** Whether each submission of a plan is one whole request of one piece. */

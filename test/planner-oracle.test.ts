@@ -273,6 +273,56 @@ describe('random batches', { timeout: 600_000 }, () => {
   })
 })
 
+// Batches without overlaps have a short way of their own. A request without bytes, which has no part in a plan, bars it.
+test('batches of which no request is divided or hidden come out as by the general way', { timeout: 600_000 }, () => {
+  const step = fc.record({
+    gap: fc.oneof({ weight: 4, arbitrary: fc.constant(0) }, { weight: 1, arbitrary: fc.nat(12) }),
+    length: fc.oneof(
+      { weight: 4, arbitrary: fc.constant(4) },
+      { weight: 1, arbitrary: fc.integer({ min: 1, max: 12 }) },
+    ),
+    fua: fc.boolean(),
+    place: fc.nat(),
+  })
+  const laidOut = fc.record({
+    steps: fc.array(step, { minLength: 2, maxLength: 40 }),
+    shuffled: fc.boolean(),
+    flags: fc.constantFrom('none', 'all', 'some'),
+    alignment: fc.constantFrom(1, 4, 8, 5),
+    blocks: fc.integer({ min: 1, max: 12 }),
+    maxSegments: limit(12),
+    tail: fc.option(fc.nat(200), { nil: undefined }),
+    fills: fc.constantFrom(
+      null,
+      () => true,
+      () => false,
+    ),
+  })
+  const ways = { short: 0, inOrder: 0, general: 0 }
+  fc.assert(
+    fc.property(laidOut, ({ steps, shuffled, flags, alignment, blocks, maxSegments, tail, fills }) => {
+      let place = 0
+      const requests = steps.map(({ gap, length, fua }) => {
+        const offset = place + gap
+        place = offset + length
+        return { offset, length, fua: flags === 'all' || (flags === 'some' && fua) }
+      })
+      if (shuffled)
+        requests.sort((a, b) => steps[a.offset % steps.length]!.place - steps[b.offset % steps.length]!.place)
+      const limits = { maxBytes: blocks * alignment, maxSegments, alignment, ...(tail === undefined ? {} : { tail }) }
+      const planned = planMerged(toUnits(requests), limits, fills)
+      const general = planMerged(toUnits([...requests, { offset: place, length: 0 }]), limits, fills)
+      expect(general.whole).toBe(false)
+      expect(fromPlan(planned)).toEqual(fromPlan(general))
+      if (planned.inOrder) ways.inOrder++
+      else if (planned.whole) ways.short++
+      else ways.general++
+    }),
+    { numRuns: RUNS },
+  )
+  expect(Math.min(...Object.values(ways))).toBeGreaterThan(RUNS / 100)
+})
+
 // Direct I/O can stop at whole blocks only: a block that two submissions wrote in would be read, changed and written by both.
 describe('batches for a device that writes whole blocks', { timeout: 600_000 }, () => {
   const aligned = fc.record({

@@ -13,7 +13,7 @@
 // A place is written with FUA if any unit that covers it asks for FUA, a hidden one included: its request is answered by the
 // bytes that hide it. As the sweep moves upwards, that is so where the furthest end of the FUA units met so far lies ahead.
 
-import { ascending, float64s, int32s, noFlags, zeros } from './arrays.ts'
+import { ascending, float64s, int32s, noFlags, uint8s, zeros } from './arrays.ts'
 import { sortOrder } from './sort.ts'
 import { overBlock, Submissions } from './submissions.ts'
 import type { Limits, MayFill, Plan, Units } from './units.ts'
@@ -29,8 +29,8 @@ export function planMerged(units: Units, limits: Limits, mayFill: MayFill | null
   const { count, offset, length, fua } = units
   if (count === 1 && isOne(units, limits)) return planOne(units)
   const order = sortOrder(offset, count)
-  const apart = mayFill === null && fua === null ? planApart(units, order, limits) : null
-  if (apart !== null) return apart
+  const whole = planWhole(units, order, limits, mayFill !== null)
+  if (whole !== null) return whole
   const out = new Submissions(limits, mayFill, count, true)
   let heap: UnitHeap | null = null
   let next = 0
@@ -70,47 +70,98 @@ function planOne(units: Units): Plan {
     segmentUnit: ascending(1),
     segmentStart: zeros(1),
     segmentLength: length,
+    whole: true,
+    inOrder: true,
   }
 }
 
 /**
- * The plan of units of which none comes near another, each a submission as it stands: what random requests are, at a part of
- * the cost of the general way, which makes seven arrays. `null`: they are not.
+ * The plan of units of which none overlaps another or has to be divided, each a segment as it stands: what sequential and
+ * random requests are, at a part of the cost of the general way, which makes seven arrays. `null`: they are not.
  */
-function planApart({ count, offset, length }: Units, order: Int32Array | null, limits: Limits): Plan | null {
-  const alignment = limits.alignment ?? 1
-  const tail = limits.tail ?? Number.POSITIVE_INFINITY
-  // One that starts inside a block has so much less room.
-  const most = limits.maxBytes - (alignment - 1)
+function planWhole(units: Units, order: Int32Array | null, limits: Limits, fillsGaps: boolean): Plan | null {
+  const { count, offset, length, fua } = units
+  const { maxBytes, maxSegments, alignment = 1, tail = Number.POSITIVE_INFINITY } = limits
+  // Per submission: its first segment. Made with the first submission that has two: until then they are the same.
+  let first: Int32Array | null = null
+  let submissions = 0
+  // The submission under way: where it starts, the block in which it does, and what it has so far.
+  let from = 0
+  let base = 0
   let end = Number.NEGATIVE_INFINITY
+  let segments = 0
+  let flag = 0
+  // One that starts inside a block has so much less room.
+  const most = maxBytes - (alignment - 1)
   for (let i = 0; i < count; i++) {
     const unit = order === null ? i : order[i]!
     const start = offset[unit]!
-    // Further apart than a block is long, they have no block in common.
-    if (start - end < alignment || length[unit] === 0 || length[unit]! > most) return null
-    end = start + length[unit]!
+    const size = length[unit]!
+    const wanted = fua === null ? 0 : fua[unit]!
+    if (size === 0 || size > most) return null
+    const gap = start - end
+    end = start + size
+    if (gap === 0) {
+      if (segments === 1) base = from - overBlock(from, alignment)
+      if (wanted === flag && segments < maxSegments && end - base <= maxBytes) {
+        first ??= firstOfEach(submissions, count)
+        segments++
+        continue
+      }
+      // A run is cut between blocks only.
+      if (overBlock(start, alignment) > 0) return null
+    } else if (gap < alignment || (fillsGaps && submissions > 0)) {
+      // Nearer than a block is long, two may have a block in common.
+      return null
+    }
+    if (first !== null) first[submissions] = i
+    from = start
+    submissions++
+    segments = 1
+    flag = wanted
   }
   if (end > tail) return null
+  const inOrder = order === null
   const plan: Plan = {
-    count,
+    count: submissions,
     offset,
     length,
-    fua: noFlags(count),
-    firstSegment: ascending(count + 1),
-    segmentUnit: ascending(count),
+    fua: fua ?? noFlags(count),
+    firstSegment: first ?? ascending(count + 1),
+    segmentUnit: order ?? ascending(count),
     segmentStart: zeros(count),
-    segmentLength: length,
+    segmentLength: inOrder ? length : inOrderOf(order, length, count),
+    whole: true,
+    inOrder,
   }
-  if (order === null) return plan
-  const unit = int32s(count)
-  const offsets = float64s(count)
-  const lengths = float64s(count)
-  for (let i = 0; i < count; i++) {
-    unit[i] = order[i]!
-    offsets[i] = offset[unit[i]!]!
-    lengths[i] = length[unit[i]!]!
+  // Submissions that are the units, one by one.
+  if (first === null && inOrder) return plan
+  if (first !== null) first[submissions] = count
+  const { firstSegment, segmentUnit } = plan
+  const offsets = float64s(submissions)
+  const lengths = float64s(submissions)
+  const fuas = fua === null ? plan.fua : uint8s(submissions)
+  for (let s = 0; s < submissions; s++) {
+    const from = segmentUnit[firstSegment[s]!]!
+    const to = segmentUnit[firstSegment[s + 1]! - 1]!
+    offsets[s] = offset[from]!
+    lengths[s] = offset[to]! + length[to]! - offset[from]!
+    if (fua !== null) fuas[s] = fua[from]!
   }
-  return { ...plan, offset: offsets, length: lengths, segmentUnit: unit, segmentLength: lengths }
+  return { ...plan, offset: offsets, length: lengths, fua: fuas }
+}
+
+/** Room for a list of the first segments of up to `count` submissions, of which so many have one each. */
+function firstOfEach(submissions: number, count: number): Int32Array {
+  const first = int32s(count + 1)
+  for (let s = 0; s < submissions; s++) first[s] = s
+  return first
+}
+
+function inOrderOf(order: Int32Array, values: Float64Array, count: number): Float64Array {
+  const sorted = float64s(count)
+  for (let i = 0; i < count; i++) sorted[i] = values[order[i]!]!
+  return sorted
 }
 
 /**

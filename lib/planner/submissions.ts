@@ -147,6 +147,8 @@ export class Submissions {
       segmentUnit: this.segmentUnits,
       segmentStart: this.segmentStarts,
       segmentLength: this.segmentLengths,
+      whole: false,
+      inOrder: false,
     }
   }
 

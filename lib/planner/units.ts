@@ -61,4 +61,8 @@ export interface Plan {
   /** Where in its unit the segment starts, in bytes. */
   segmentStart: Float64Array
   segmentLength: Float64Array
+  /** Whether it is known that each unit is one segment, whole: nothing overlaps, nothing is filled, nothing is divided. */
+  whole: boolean
+  /** Whether it is known besides that the segments are the units in the order of their batch. */
+  inOrder: boolean
 }
