@@ -2,8 +2,10 @@
 // figures are laid side by side. Used by the suite, which says where they agree, and by instrument.mjs, which shows all.
 //
 // Agreement means: the median of ours lies within what fio's own rounds spread over, and within 5 % of fio's median (p99: 10 %).
-// It can be expected where the device sets the pace. Where it answers faster than a request can be made and handed over, both
-// measure themselves.
+// It can be expected where the device sets the pace, and answers sooner and later as devices do. Where each answer takes the
+// same time to the microsecond, fio's rounds stand within a few tenths of a percent of each other, and a median outside of that
+// says little by itself: that device shows how small the difference is. Where the device answers faster than a request can be
+// made and handed over, both measure themselves.
 //
 // fio sorts latencies into bins, 64 for each power of two, and tells the middle of the bin that a percentile falls into: what
 // it tells stands for all that the bin holds, 0.8 % to either side at most.
@@ -11,7 +13,7 @@
 import { execFile } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { delayedFile, loopDevice, Unavailable } from './targets.mjs'
+import { delayedFile, loopDevice, Unavailable, varyingFile } from './targets.mjs'
 
 /** @typedef {import('./measure.mjs').Spread} Spread */
 /** @typedef {import('./targets.mjs').Target} Target */
@@ -21,17 +23,22 @@ import { delayedFile, loopDevice, Unavailable } from './targets.mjs'
 
 const MAIN = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
 const SIZE = 512 << 20
+/** The same on average, of which the random part is the larger one. */
 const DELAY_MS = 5
-const ROUNDS = 7
+const VARYING_MS = { least: 2, mean: 3 }
+const ROUNDS = 9
 
 /** Medians so far apart still agree. */
 export const NEAR = /** @type {const} */ ({ iops: 0.05, p50_ns: 0.05, p99_ns: 0.1 })
 
-/** The devices of the suite: one that sets the pace, and one that answers at once; a depth is enough to show how far that is off. */
-export const devices = [
-  { make: () => delayedFile(SIZE, DELAY_MS), depths: [8, 32, 128] },
-  { make: () => loopDevice(SIZE), depths: [32] },
-]
+/** The devices of the suite; where every answer takes the same time, one depth is enough to show how small the difference is. */
+export const devices = {
+  varying: { make: () => varyingFile(SIZE, VARYING_MS.least, VARYING_MS.mean), depths: [8, 32, 128] },
+  delayed: { make: () => delayedFile(SIZE, DELAY_MS), depths: [8] },
+}
+
+/** A device that answers at once: not in the suite, since there both measure themselves. */
+export const fastDevice = () => loopDevice(SIZE)
 
 /**
  * Both on the same load.
@@ -88,7 +95,7 @@ export function agreementOf([ours, fio], key) {
  */
 export async function* agreement({ fio }) {
   if (!fio) throw new Unavailable('fio is not installed')
-  for (const { make, depths } of devices) {
+  for (const { make, depths } of Object.values(devices)) {
     const target = make()
     try {
       for (const depth of depths) {

@@ -6,7 +6,7 @@ import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { atTheLatestAtExit, Unavailable } from './targets.mjs'
+import { atTheLatestAtExit, compile } from './targets.mjs'
 
 /** So large a young generation takes in all that a counting run allocates. */
 const YOUNG_GENERATION_MB = 256
@@ -26,13 +26,7 @@ export async function countAllocations({ path: target, direct }) {
   const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'multiwrite-bench-'))
   const remove = atTheLatestAtExit(() => fs.rmSync(directory, { recursive: true, force: true }))
   try {
-    const library = path.join(directory, 'count-allocations.so')
-    const source = fileURLToPath(new URL('./native/count-allocations.c', import.meta.url))
-    try {
-      execFileSync('cc', ['-O2', '-fPIC', '-shared', '-o', library, source], { stdio: ['ignore', 'ignore', 'pipe'] })
-    } catch (error) {
-      throw new Unavailable(`no C compiler: ${error instanceof Error ? error.message : error}`)
-    }
+    const library = compile('count-allocations', directory)
     const counters = path.join(directory, 'counters')
     fs.writeFileSync(counters, Buffer.alloc(32))
     const child = fileURLToPath(new URL('./allocations-child.mjs', import.meta.url))

@@ -1,14 +1,14 @@
 // Does the instrument tell the truth? `multiwrite bench` beside fio on a device of choice (see agreement.mjs): requests per
 // second, p50 and p99 of the total latency, at several depths, unmerged, and what each of both spends per request.
 //
-//   node bench/instrument.mjs [--target=loop|delayed|disk] [--rw=randwrite] [--bs=4k] [--depths=8,32,128,1] [--batch=1]
+//   node bench/instrument.mjs [--target=varying|delayed|loop|disk] [--rw=randwrite] [--bs=4k] [--depths=8,32,128,1] [--batch=1]
 //                             [--rounds=7] [--runtime=1] [--may-sleep]
 
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { agreementOf, besideFio, devices } from './agreement.mjs'
+import { agreementOf, besideFio, devices, fastDevice } from './agreement.mjs'
 import { keepAwake } from './awake.mjs'
 import { fioVersion } from './peers.mjs'
 import { atTheLatestAtExit } from './targets.mjs'
@@ -21,7 +21,7 @@ const SIZE = 512 << 20
 
 const { values } = parseArgs({
   options: {
-    target: { type: 'string', default: 'loop' },
+    target: { type: 'string', default: 'varying' },
     rw: { type: 'string', default: 'randwrite' },
     bs: { type: 'string', default: '4k' },
     depths: { type: 'string', default: '8,32,128,1' },
@@ -56,8 +56,9 @@ if (fioVersion() === null) {
   console.error('fio is not installed: nothing to compare with')
   process.exit(1)
 }
-const [{ make: delayed }, { make: loop }] = devices
-const target = { disk: diskFile, delayed, loop }[values.target]?.()
+const { varying, delayed } = devices
+const makers = { varying: varying.make, delayed: delayed.make, loop: fastDevice, disk: diskFile }
+const target = makers[values.target]?.()
 if (target === undefined) throw new RangeError(`--target=${values.target} is not known`)
 console.log(`${values.rw} ${values.bs}, ${target.name}; ${values.rounds} rounds in turns, ${values.runtime} s each`)
 const calls = values.batch === '1' ? 'a call per request' : `up to ${values.batch} requests in a call`

@@ -8,6 +8,7 @@ import { execFileSync, spawn } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 
 const SHARED_MEMORY = '/dev/shm'
 /** From statfs(2): what the magic number of an ext2, ext3 or ext4 file system is. */
@@ -249,20 +250,72 @@ export function tmpfsFile(size) {
 }
 
 /**
- * A file that answers each request after so many milliseconds: memory served by nbdkit behind its delay filter, mounted by
- * nbdfuse. Ten requests at a time wait beside each other, which is what nbdfuse has threads for; a request needs a connection
- * to itself, of which there are four if nobody asks for more. A sleep would end up to 50 us late, sooner if another timer
- * happens to be due (prctl(2), PR_SET_TIMERSLACK): whoever sets timers of his own would find a faster device.
+ * A file that answers each request after so many milliseconds.
  * @param {number} size
  * @param {number} delay_ms
  * @returns {Target}
  */
 export function delayedFile(size, delay_ms) {
+  const delays = [`delay-read=${delay_ms}ms`, `delay-write=${delay_ms}ms`]
+  return slowFile(size, `file that answers after ${delay_ms} ms (nbdkit), direct`, 'delay', delays)
+}
+
+/**
+ * A file that answers as a disk does, sooner and later: after a least time and, on top of it, one that is drawn anew for each
+ * request, with a mean and a long tail (see vary-delay.c).
+ * @param {number} size
+ * @param {number} least_ms
+ * @param {number} mean_ms
+ * @returns {Target}
+ */
+export function varyingFile(size, least_ms, mean_ms) {
+  const { directory, remove: removeDirectory } = temporaryDirectory(os.tmpdir())
+  try {
+    const filter = compile('vary-delay', directory, ['-lm'])
+    const delays = [`vary-least=${least_ms * 1e3}`, `vary-mean=${mean_ms * 1e3}`]
+    const name = `file that answers after ${least_ms} ms and a random time of ${mean_ms} ms on average (nbdkit), direct`
+    const target = slowFile(size, name, filter, delays)
+    const remove = () => {
+      target.remove()
+      removeDirectory()
+    }
+    return { ...target, remove }
+  } catch (error) {
+    removeDirectory()
+    throw error
+  }
+}
+
+/**
+ * A shared library of `bench/native`, built into a folder.
+ * @param {string} name
+ * @param {string} directory
+ * @param {string[]} [libraries]
+ */
+export function compile(name, directory, libraries = []) {
+  const library = path.join(directory, `${name}.so`)
+  const source = fileURLToPath(new URL(`./native/${name}.c`, import.meta.url))
+  run('cc', ['-O2', '-fPIC', '-shared', '-o', library, source, ...libraries])
+  return library
+}
+
+/**
+ * Memory served by nbdkit behind a filter that takes its time, mounted by nbdfuse. Ten requests at a time wait beside each
+ * other, which is what nbdfuse has threads for; a request needs a connection to itself, of which there are four if nobody asks
+ * for more. A sleep would end up to 50 us late, sooner if another timer happens to be due (prctl(2), PR_SET_TIMERSLACK):
+ * whoever sets timers of his own would find a faster device.
+ * @param {number} size
+ * @param {string} name
+ * @param {string} filter its name, or where it lies
+ * @param {string[]} delays what it is told
+ * @returns {Target}
+ */
+function slowFile(size, name, filter, delays) {
   for (const tool of ['nbdkit', 'nbdfuse', 'fusermount3']) run(tool, ['--version'])
   const { directory, remove: removeDirectory } = temporaryDirectory(os.tmpdir())
   const [socket, file] = [path.join(directory, 'socket'), path.join(directory, 'disk')]
-  const delays = [`delay-read=${delay_ms}ms`, `delay-write=${delay_ms}ms`]
-  const server = ['--foreground', '--unix', socket, '--threads=32', '--filter=delay', 'memory', String(size), ...delays]
+  const memory = ['memory', String(size)]
+  const server = ['--foreground', '--unix', socket, '--threads=32', `--filter=${filter}`, ...memory, ...delays]
   const punctual = ['-c', 'echo 1 > /proc/self/timerslack_ns; exec "$@"', 'sh']
   const started = [start('sh', [...punctual, 'nbdkit', ...server])]
   const end = atTheLatestAtExit(() => {
@@ -279,7 +332,7 @@ export function delayedFile(size, delay_ms) {
       end()
       removeDirectory()
     }
-    return { name: `file that answers after ${delay_ms} ms (nbdkit), direct`, path: file, size, direct: true, remove }
+    return { name, path: file, size, direct: true, remove }
   } catch (error) {
     end()
     removeDirectory()
