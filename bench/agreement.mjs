@@ -26,7 +26,7 @@ const SIZE = 512 << 20
 /** The same on average, of which the random part is the larger one. */
 const DELAY_MS = 5
 const VARYING_MS = { least: 2, mean: 3 }
-const ROUNDS = 9
+const ROUNDS = 7
 
 /** Medians so far apart still agree. */
 export const NEAR = /** @type {const} */ ({ iops: 0.05, p50_ns: 0.05, p99_ns: 0.1 })

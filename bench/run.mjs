@@ -25,7 +25,7 @@ import { REQUEST_BYTES } from './workload.mjs'
 /** @typedef {import('./measure.mjs').Result} Result */
 /** @typedef {import('./suite.mjs').Table} Table */
 
-const HOW = { rounds: 5, seconds: 0.2 }
+const HOW = { rounds: 5, seconds: 0.15 }
 const QUICK = { rounds: 3, seconds: 0.1 }
 /** A goal asks for at least five rounds. Many short ones stand closer to each other than few long ones. */
 const GOAL = { rounds: 9, seconds: 0.25 }
