@@ -423,7 +423,9 @@ test.each<[string, (count: number) => Units, number]>([
     const segments = planned.firstSegment[planned.count]!
     expect(segments).toBeGreaterThan(0)
     expect(segments).toBeLessThanOrEqual(count * perRequest + 1)
-    // Room is made in proportion as well. A list that all plans share is none that was made for this one.
+    // Room is made in proportion as well.
+    expect(planned.segmentUnit.length).toBeLessThanOrEqual(4 * count)
+    // A list that all plans share is none that was made for this one.
     const { offset, length, fua, firstSegment, segmentUnit, segmentStart, segmentLength } = planned
     const shared = [ascending(count), zeros(count), noFlags(count)]
     for (const list of [offset, length, fua, firstSegment, segmentUnit, segmentStart, segmentLength]) {

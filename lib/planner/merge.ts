@@ -128,7 +128,7 @@ function planWhole(units: Units, order: Int32Array | null, limits: Limits, fills
     length,
     fua: fua ?? noFlags(count),
     firstSegment: first ?? ascending(count + 1),
-    segmentUnit: order ?? ascending(count),
+    segmentUnit: order ?? (first === null ? ascending(count) : ascending(count).subarray(0, count)),
     segmentStart: zeros(count),
     segmentLength: inOrder ? length : inOrderOf(order, length, count),
     whole: true,
