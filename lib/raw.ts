@@ -30,6 +30,36 @@ export interface Opened {
   options: CheckedOptions
 }
 
+/** A class, not an object with getters: V8 takes each such object for another kind and looks its properties up anew. */
+class RawTarget implements Target {
+  readonly file: number
+  readonly tailFile: number
+  readonly direct: boolean
+  readonly alignment: number
+  readonly memoryAlignment: number
+  readonly kernelMerges: boolean
+  readonly #blocks: Blocks
+
+  constructor(blocks: Blocks, { file, tailFile, direct, limits, engine }: Opened) {
+    this.file = file
+    this.tailFile = tailFile
+    this.direct = direct
+    this.alignment = limits.alignment
+    this.memoryAlignment = limits.memoryAlignment
+    // The page cache and threads submit one by one.
+    this.kernelMerges = direct && engine.name !== 'threads'
+    this.#blocks = blocks
+  }
+
+  get tail(): number {
+    return this.#blocks.tail
+  }
+
+  get size(): number {
+    return this.#blocks.growsByWriting ? this.#blocks.size : Number.POSITIVE_INFINITY
+  }
+}
+
 export class RawBackend implements Backend {
   readonly path: string
   readonly format = 'raw'
@@ -50,7 +80,7 @@ export class RawBackend implements Backend {
 
   constructor(engine: Engine, staging: Staging, opened: Opened) {
     const { options, limits, geometry, file, tailFile, direct, path } = opened
-    const { alignment, memoryAlignment } = limits
+    const { alignment } = limits
     this.path = path
     this.readOnly = options.readOnly
     this.direct = direct
@@ -66,21 +96,7 @@ export class RawBackend implements Backend {
     this.blocks = blocks
     this.#releaseEngine = () => engine.busyPoll(options.busyPollUs, -1)
     engine.busyPoll(options.busyPollUs, 1)
-    const target: Target = {
-      file,
-      tailFile,
-      direct,
-      alignment,
-      memoryAlignment,
-      // The page cache and threads submit one by one.
-      kernelMerges: direct && opened.engine.name !== 'threads',
-      get tail() {
-        return blocks.tail
-      },
-      get size() {
-        return blocks.growsByWriting ? blocks.size : Number.POSITIVE_INFINITY
-      },
-    }
+    const target = new RawTarget(blocks, opened)
     this.dispatch = new Dispatch({
       path,
       engineName: opened.engine.name,
