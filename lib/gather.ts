@@ -7,6 +7,7 @@
 // job alone would split callers whose promises are chained to different depths, a tick alone would split a caller that writes,
 // awaits and writes again inside one callback; a tick queued by a promise job gathers both.
 
+import { nextTick } from 'node:process'
 import type { CheckedCallOptions } from './options.ts'
 import { Collector, NO_INDEX } from './requests.ts'
 
@@ -49,7 +50,7 @@ export class Gather {
     this.#scheduled = false
     this.send()
   }
-  readonly #tick = (): void => process.nextTick(this.#endOfTurn)
+  readonly #tick = (): void => nextTick(this.#endOfTurn)
 
   /** @param send called with what was gathered, at the end of the turn or when a bound is reached */
   constructor(read: boolean, send: (gathered: Gathered) => void) {

@@ -130,25 +130,34 @@ function planWhole(units: Units, order: Int32Array | null, limits: Limits, fills
     firstSegment: first ?? ascending(count + 1),
     segmentUnit: order ?? (first === null ? ascending(count) : ascending(count).subarray(0, count)),
     segmentStart: zeros(count),
-    segmentLength: inOrder ? length : inOrderOf(order, length, count),
+    segmentLength: inOrder ? length : inOrderOf(order, length, float64s(count)),
     whole: true,
     inOrder,
   }
-  // Submissions that are the units, one by one.
-  if (first === null && inOrder) return plan
-  if (first !== null) first[submissions] = count
-  const { firstSegment, segmentUnit } = plan
+  if (first === null) {
+    // Submissions that are the units, one by one.
+    if (inOrder) return plan
+    plan.offset = inOrderOf(order, offset, float64s(count))
+    plan.length = plan.segmentLength
+    if (fua !== null) plan.fua = inOrderOf(order, fua, uint8s(count))
+    return plan
+  }
+  first[submissions] = count
+  const { segmentUnit } = plan
   const offsets = float64s(submissions)
   const lengths = float64s(submissions)
   const fuas = fua === null ? plan.fua : uint8s(submissions)
   for (let s = 0; s < submissions; s++) {
-    const from = segmentUnit[firstSegment[s]!]!
-    const to = segmentUnit[firstSegment[s + 1]! - 1]!
+    const from = segmentUnit[first[s]!]!
+    const to = segmentUnit[first[s + 1]! - 1]!
     offsets[s] = offset[from]!
     lengths[s] = offset[to]! + length[to]! - offset[from]!
     if (fua !== null) fuas[s] = fua[from]!
   }
-  return { ...plan, offset: offsets, length: lengths, fua: fuas }
+  plan.offset = offsets
+  plan.length = lengths
+  plan.fua = fuas
+  return plan
 }
 
 /** Room for a list of the first segments of up to `count` submissions, of which so many have one each. */
@@ -158,9 +167,9 @@ function firstOfEach(submissions: number, count: number): Int32Array {
   return first
 }
 
-function inOrderOf(order: Int32Array, values: Float64Array, count: number): Float64Array {
-  const sorted = float64s(count)
-  for (let i = 0; i < count; i++) sorted[i] = values[order[i]!]!
+/** The values of all units as `order` has them, in `sorted`, which is as long. */
+function inOrderOf<A extends Float64Array | Uint8Array>(order: Int32Array, values: A, sorted: A): A {
+  for (let i = 0; i < sorted.length; i++) sorted[i] = values[order[i]!]!
   return sorted
 }
 

@@ -11,6 +11,16 @@ import { float64s, int32s } from './arrays.ts'
 /** Runs shorter than this are made longer by insertion: below it, moving entries is cheaper than merging runs. */
 const RUN_LENGTH_MIN = 16
 
+/** Keys of batches up to this long are sorted in the same memory again and again: for a few, an array costs more than the rest. */
+const KEPT_KEYS_MAX = 4096
+let keptKeys = new Float64Array(64)
+
+function roomForKeys(count: number): Float64Array {
+  if (count > KEPT_KEYS_MAX) return float64s(count)
+  if (count > keptKeys.length) keptKeys = new Float64Array(KEPT_KEYS_MAX)
+  return keptKeys
+}
+
 /**
  * The order in which to visit the first `count` entries of `offset`: ascending, ties by index.
  *
@@ -22,7 +32,7 @@ export function sortOrder(offset: Float64Array, count: number): Int32Array | nul
   if (sorted >= count) return null
   const order = int32s(count)
   for (let i = 0; i < count; i++) order[i] = i
-  const keys = float64s(count)
+  const keys = roomForKeys(count)
   for (let i = 0; i < count; i++) keys[i] = offset[i]!
   const runs = findRuns(keys, order, count)
   return runs.length > 2 ? mergeRuns(keys, order, runs) : order
@@ -84,7 +94,7 @@ function insert(keys: Float64Array, order: Int32Array, start: number, at: number
 function mergeRuns(keys: Float64Array, order: Int32Array, runs: number[]): Int32Array {
   let fromKeys = keys
   let fromOrder = order
-  let toKeys = float64s(keys.length)
+  let toKeys = float64s(order.length)
   let toOrder = int32s(order.length)
   let left = runs
   while (left.length > 2) {
