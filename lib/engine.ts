@@ -8,6 +8,7 @@
 // send more, then those that call users back, so that the device works while JavaScript does.
 
 import { constants } from 'node:os'
+import { nextTick } from 'node:process'
 import { BlockError } from './errors.ts'
 import { withOne } from './fifo.ts'
 import { sharedMemory } from './memory.ts'
@@ -21,7 +22,7 @@ const REQUESTS_PER_CALL = 512
 const VECTORS_PER_CALL = 16 * MAX_VECTORS
 
 /**
- * What callbacks ask for is handed over together, so many at most and no more than this part of what is in flight: a call of the
+ * What callbacks ask for, and whoever awaited, is handed over together, so many at most and no more than this part of what is in flight: a call of the
  * system for each costs as much as the requests, and meanwhile the device must not run dry.
  */
 const HELD_MAX = 8
@@ -35,6 +36,9 @@ export interface Operation {
 
 /** The engines, by the names that users give them. */
 export type EngineName = keyof typeof ENGINE_KIND
+
+/** A promise job of it is cheaper than `queueMicrotask`, which makes an async resource. */
+const RESOLVED = Promise.resolve()
 
 export class Engine {
   readonly #native = addon()
@@ -53,8 +57,14 @@ export class Engine {
   readonly #stalled = new Set<() => void>()
   #senders: (() => void)[] = []
   #tellers: (() => void)[] = []
-  /** Whether users are being called back. */
+  /** Whether users are being called back, or go on where they awaited. */
   #telling = false
+  readonly #told = (): void => {
+    this.#telling = false
+    this.#handOver()
+  }
+  /** Who awaited goes on in promise jobs; a tick that one of them queues comes when there are none left. */
+  readonly #tick = (): void => nextTick(this.#told)
   readonly #busyPolls = new Map<number, number>()
   #refused: { operation: Operation; result: number }[] = []
 
@@ -131,7 +141,7 @@ export class Engine {
     table[at + REQUEST.offset] = offset
   }
 
-  /** Hands over what was added since the last commit, in one native call; from callbacks, when there is enough of it or they end. */
+  /** Hands over what was added since the last commit, in one native call; from those called back, when there is enough of it or all have gone on. */
   commit(): void {
     if (!this.#telling || !this.#mayHold(this.#requestCount)) this.#handOver()
   }
@@ -218,8 +228,7 @@ export class Engine {
     try {
       for (const tell of tellers) tell()
     } finally {
-      this.#telling = false
-      this.#handOver()
+      RESOLVED.then(this.#tick)
     }
   }
 }

@@ -152,26 +152,30 @@ describe.skipIf(!engines.includes('io_uring'))('io_uring: workers of the kernel'
   })
 })
 
-// Callbacks that each ask for one request: a call of the system for each would cost more than the requests.
+// Callbacks that each ask for one request, and callers that do when what they awaited is done: a call of the system for each
+// would cost more than the requests.
 describe.each(engines.filter((engine) => engine !== 'threads'))(
-  `%s: from callbacks${noStrace && ` (${noStrace})`}`,
+  `%s: from callbacks and after await${noStrace && ` (${noStrace})`}`,
   (engine) => {
-    test.skipIf(noStrace !== '' || !loop512.available)(
-      'what the callbacks of one delivery ask for is handed over together, while the device has work',
-      async () => {
-        const calls = await withTarget(loop512, size, async (made) => {
-          const directory = temporaryDirectory()
-          try {
-            const log = path.join(directory.path, 'log')
-            const script = `${preamble}
+    const next = '[{ offset: 4096 * (2 * ended++ + 1), data: page, callback: again }]'
+    const fromCallbacks = `disk.multiwrite(requests.map((request) => ({ ...request, callback: () => disk.multiwrite(${next}) })))`
+    const afterAwait = `Promise.all(requests.map((request) => disk.multiwrite([request]).then(() => disk.multiwrite(${next}))))`
+    test.skipIf(noStrace !== '' || !loop512.available).each([
+      ['the callbacks of one delivery ask for', fromCallbacks],
+      ['callers ask for who have awaited what one delivery brought', afterAwait],
+    ])('what %s is handed over together, while the device has work', async (_, writeTwice) => {
+      const calls = await withTarget(loop512, size, async (made) => {
+        const directory = temporaryDirectory()
+        try {
+          const log = path.join(directory.path, 'log')
+          const script = `${preamble}
             const stat = '/sys/block/' + path.basename(TARGET) + '/stat'
             const written = () => Number(fs.readFileSync(stat, 'utf8').trim().split(/\\s+/)[4])
             let ended = 0
             const again = () => ended++
-            const callback = () => disk.multiwrite([{ offset: 4096 * (2 * ended++ + 1), data: page, callback: again }])
-            const requests = scattered(32).map((request) => ({ ...request, callback }))
+            const requests = scattered(32)
             const before = written()
-            const done = disk.multiwrite(requests)
+            const done = ${writeTwice}
             // Nothing was delivered before all of them have ended.
             while (written() < before + 32);
             fs.existsSync('/the delivery begins')
@@ -180,34 +184,33 @@ describe.each(engines.filter((engine) => engine !== 'threads'))(
             fs.existsSync('/the delivery ends')
             await disk.close()
           `
-            const wrapper = [
-              'strace',
-              '-f',
-              '-qq',
-              '-o',
-              log,
-              '-e',
-              'trace=io_submit,io_uring_enter,access,faccessat,faccessat2',
-            ]
-            const env = { TARGET: made.path, ENGINE: engine, DIRECT: String(loop512.direct), UV_USE_IO_URING: '0' }
-            const child = await runChild(script, { env, wrapper })
-            expect(child.stderr).toBe('')
-            expect(child.code).toBe(0)
-            const text = fs.readFileSync(log, 'utf8')
-            const part = text.slice(text.indexOf('/the delivery begins'), text.indexOf('/the delivery ends'))
-            return [...part.matchAll(/io_uring_enter\(\d+, ([1-9]\d*)|io_submit\(0x[0-9a-f]+, (\d+)/g)].map((match) =>
-              Number(match[1] ?? match[2]),
-            )
-          } finally {
-            directory.cleanup()
-          }
-        })
-        expect(calls.reduce((sum, count) => sum + count, 0)).toBe(32)
-        expect(calls.length).toBeLessThanOrEqual(16)
-        // The first goes at once: the device has nothing to do.
-        expect(calls[0]).toBe(1)
-      },
-    )
+          const wrapper = [
+            'strace',
+            '-f',
+            '-qq',
+            '-o',
+            log,
+            '-e',
+            'trace=io_submit,io_uring_enter,access,faccessat,faccessat2',
+          ]
+          const env = { TARGET: made.path, ENGINE: engine, DIRECT: String(loop512.direct), UV_USE_IO_URING: '0' }
+          const child = await runChild(script, { env, wrapper })
+          expect(child.stderr).toBe('')
+          expect(child.code).toBe(0)
+          const text = fs.readFileSync(log, 'utf8')
+          const part = text.slice(text.indexOf('/the delivery begins'), text.indexOf('/the delivery ends'))
+          return [...part.matchAll(/io_uring_enter\(\d+, ([1-9]\d*)|io_submit\(0x[0-9a-f]+, (\d+)/g)].map((match) =>
+            Number(match[1] ?? match[2]),
+          )
+        } finally {
+          directory.cleanup()
+        }
+      })
+      expect(calls.reduce((sum, count) => sum + count, 0)).toBe(32)
+      expect(calls.length).toBeLessThanOrEqual(16)
+      // The first goes at once: the device has nothing to do.
+      expect(calls[0]).toBe(1)
+    })
   },
 )
 
