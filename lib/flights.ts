@@ -21,12 +21,16 @@ export class Flights {
     return this.#alone
   }
 
-  add(submission: Submission): void {
+  /** Takes in a submission; tells those that are in flight near it. */
+  add(submission: Submission): readonly Submission[] {
     const hold = new Hold(submission.blockStart, submission.blockEnd, submission.read, submission)
     submission.flight = hold
     this.#count++
     if (submission.alone) this.#alone = submission
+    if (this.#tracker.addApart(hold, 1)) return NONE
+    const near = this.near(submission)
     this.#tracker.add(hold)
+    return near
   }
 
   remove(submission: Submission): void {
@@ -45,7 +49,7 @@ export class Flights {
   near(submission: Submission): readonly Submission[] {
     const start = submission.blockStart - 1
     const end = submission.blockEnd + 1
-    if (this.#count === 0 || !this.#tracker.conflicts(start, end, false)) return NONE
+    if (this.#tracker.empty || !this.#tracker.conflicts(start, end, false)) return NONE
     return this.#tracker.overlapping(start, end).map(({ tag }) => tag)
   }
 }

@@ -22,6 +22,9 @@ export interface Staged {
   release(batch: SubmissionOwner, owners: readonly number[]): Submission[]
 }
 
+const NO_CLAIM = (): null => null
+const NONE: readonly Submission[] = []
+
 export class Gate {
   readonly #tracker = new Tracker<Waiter>()
   readonly #ordered: boolean
@@ -29,6 +32,8 @@ export class Gate {
   readonly #stage: Staged | null
   /** Whether the last batch met something. Where one does the next often does, and its requests are asked about at once. */
   #metLast = false
+  /** Empty: who goes next when a submission has ended is noted here. Mostly that is nobody. */
+  #released: Hold<Waiter>[] = []
 
   /**
    * @param ordered whether overlapping calls wait for each other; if not, only what is locked keeps others waiting
@@ -45,7 +50,8 @@ export class Gate {
     if (batch.mergeable && this.#stage === null) {
       if (this.#tracker.empty || !this.#metLast) {
         const plan = batch.planAll()
-        if (this.#tracker.empty || !this.#meetsAny(plan, batch.work.read)) return this.#admitWhole(batch, plan)
+        const claims = this.#claimApart(batch, plan)
+        if (claims !== null) return batch.releaseAll(plan, claims)
       }
       return this.#admitAround(batch)
     }
@@ -80,9 +86,9 @@ export class Gate {
   }
 
   /** Takes in that a submission has ended; returns what may go now. */
-  ended(submission: Submission): Submission[] {
+  ended(submission: Submission): readonly Submission[] {
     const { batch, claim } = submission
-    const released: Hold<Waiter>[] = []
+    const released = this.#released
     if (claim !== null && --claim.parts === 0) this.#tracker.remove(claim.hold, released)
     const { holds } = batch
     if (holds === null) {
@@ -94,7 +100,9 @@ export class Gate {
         if (hold !== null) tracker.remove(hold, released)
       })
     }
-    return released.length === 0 ? [] : this.#release(released)
+    if (released.length === 0) return NONE
+    this.#released = []
+    return this.#release(released)
   }
 
   /** Passes the turn of requests that were withdrawn when it had come; returns what may go now. */
@@ -117,9 +125,13 @@ export class Gate {
     return false
   }
 
-  #claim(waiter: Waiter, read: boolean, plan: Plan, s: number): Claim {
+  #holdOf(waiter: Waiter, read: boolean, plan: Plan, s: number): Hold<Waiter> {
     const { start, end } = this.#span(plan.offset[s]!, plan.offset[s]! + plan.length[s]!, read)
-    const hold = new Hold<Waiter>(start, end, read, waiter)
+    return new Hold<Waiter>(start, end, read, waiter)
+  }
+
+  #claim(waiter: Waiter, read: boolean, plan: Plan, s: number): Claim {
+    const hold = this.#holdOf(waiter, read, plan, s)
     this.#tracker.add(hold)
     return { hold, parts: 1 }
   }
@@ -128,16 +140,27 @@ export class Gate {
     return read ? { start, end } : this.#blocks.around(start, end)
   }
 
-  /** Takes in a batch that meets nothing. */
-  #admitWhole(batch: Batch, plan: Plan): Submission[] {
-    return batch.releaseAll(plan, this.#claimsOf(batch, plan))
-  }
-
-  /** What holds the runs of a batch that meets nothing: a claim each, or nothing where calls are not ordered. */
-  #claimsOf(batch: Batch, plan: Plan): (index: number) => Claim | null {
-    if (!this.#ordered) return () => null
+  /**
+   * Holds the runs of a batch if nothing is in the way of any: a claim each, or none where calls are not ordered. `null`:
+   * something is.
+   */
+  #claimApart(batch: Batch, plan: Plan): ((index: number) => Claim | null) | null {
+    const { read } = batch.work
+    if (!this.#ordered) return this.#meetsAny(plan, read) ? null : NO_CLAIM
     const waiter: Waiter = { batch, owner: -1 }
-    return (s) => this.#claim(waiter, batch.work.read, plan, s)
+    const claims = new Array<Claim>(plan.count)
+    for (let s = 0; s < plan.count; s++) {
+      const hold = this.#holdOf(waiter, read, plan, s)
+      if (!this.#tracker.addApart(hold, 0)) {
+        if (this.#tracker.conflicts(hold.start, hold.end, read)) {
+          for (let before = 0; before < s; before++) this.#tracker.remove(claims[before]!.hold, [])
+          return null
+        }
+        this.#tracker.add(hold)
+      }
+      claims[s] = { hold, parts: 1 }
+    }
+    return (s) => claims[s]!
   }
 
   /** Takes in a batch of which some requests may have to wait; the others are held by their merged runs. */
@@ -160,9 +183,12 @@ export class Gate {
       }
     }
     this.#metLast = waiting !== null
-    if (waiting === null) return this.#admitWhole(batch, batch.planAll())
     const waiter: Waiter = { batch, owner: -1 }
     const claimOf = (plan: Plan, s: number): Claim => this.#claim(waiter, read, plan, s)
+    if (waiting === null) {
+      const plan = batch.planAll()
+      return batch.releaseAll(plan, this.#ordered ? (s) => claimOf(plan, s) : NO_CLAIM)
+    }
     const submissions = free.length === 0 ? [] : batch.release(free, claimOf)
     for (const hold of holds) if (hold !== null) this.#tracker.enter(hold)
     this.#inheritFua(batch, holds)
@@ -172,10 +198,10 @@ export class Gate {
 
   /** Takes in a batch that is not to be merged, if nothing is in the way of any of its requests; otherwise `null`. */
   #admitApart(batch: Batch): Submission[] | null {
-    const { read } = batch.work
     const plan = batch.planAllSeparately()
-    if (!this.#liesApart(plan) || (!this.#tracker.empty && this.#meetsAny(plan, read))) return null
-    return batch.releaseSeparately(plan, this.#claimsOf(batch, plan))
+    if (!this.#liesApart(plan)) return null
+    const claims = this.#claimApart(batch, plan)
+    return claims === null ? null : batch.releaseSeparately(plan, claims)
   }
 
   /** Whether no two submissions of a plan move the same block. */

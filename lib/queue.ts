@@ -195,8 +195,7 @@ export class Queue implements SubmissionQueue, Lane {
   /** Hands over a submission whose system call was made up. */
   #hand(submission: Submission): void {
     this.#count(submission)
-    this.#meet(submission)
-    this.#flights.add(submission)
+    this.#meet(submission, this.#flights.add(submission))
     if (submission.parent !== null) this.#singlesInFlight++
     this.#engine.add(submission, submission.op, submission.file, submission.place, submission.flags)
     if (this.#flights.count === 1 && submission.length >= EARLY_BYTES) this.#engine.commit()
@@ -239,11 +238,12 @@ export class Queue implements SubmissionQueue, Lane {
   }
 
   /**
-   * Looks at a submission beside those in flight. The kernel keeps no order among them: overlaps would be decided by chance, and
-   * of two that rewrite one block one would be lost, so there must be none. Those that touch it may merge, and fail as one.
+   * Looks at a submission beside those in flight near it. The kernel keeps no order among them: overlaps would be decided by
+   * chance, and of two that rewrite one block one would be lost, so there must be none. Those that touch it may merge, and fail
+   * as one.
    */
-  #meet(submission: Submission): void {
-    for (const other of this.#flights.near(submission)) {
+  #meet(submission: Submission, near: readonly Submission[]): void {
+    for (const other of near) {
       if (other.blockEnd === submission.blockStart || submission.blockEnd === other.blockStart) {
         if (!this.#target.kernelMerges || isSameRequest(other, submission)) continue
         other.hadNeighbour = true

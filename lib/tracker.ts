@@ -4,33 +4,27 @@
 // conflicts with (they overlap, and one of them writes), and may go when the last of these has been removed. On removal a hold
 // reports which others have nothing left to wait for. Nothing here knows requests, plans or the kernel.
 //
-// Most holds overlap nobody. They lie in one sorted list, in chunks of bounded size: finding a place is two binary searches,
-// inserting moves one chunk. When a newcomer overlaps some of them, they go over to `overlaps.ts` with it, each once in its
-// life, which is where waiting is done, at a logarithmic cost for a hold whatever the others are. So what is in the list
-// overlaps nobody, neither there nor in the list, and has nobody waiting for it.
+// Most holds overlap nobody. They lie in a sorted list (`apart.ts`). When a newcomer overlaps some of them, they go over to
+// `overlaps.ts` with it, each once in its life, which is where waiting is done, at a logarithmic cost for a hold whatever the
+// others are. So what is in the list overlaps nobody, neither there nor in the list, and has nobody waiting for it.
 
+import { Apart } from './apart.ts'
 import { Hold, Overlaps } from './overlaps.ts'
 
 export { Hold }
 
-/** Longer chunks are halved. Taking a hold out moves half a chunk, finding one halves the list of chunks: 64 did best. */
-const CHUNK_MAX = 64
-
 export class Tracker<T> {
-  #chunks: Hold<T>[][] = []
+  readonly #apart = new Apart<T>()
   readonly #overlaps = new Overlaps<T>()
   #order = 0
-  /** What `#find` found: the hold is `#chunks[#chunk][#index]`. */
-  #chunk = 0
-  #index = 0
 
   get empty(): boolean {
-    return this.#chunks.length === 0 && this.#overlaps.count === 0
+    return this.#apart.count === 0 && this.#overlaps.count === 0
   }
 
   /** Whether an operation on the range would have to wait for one that is held now. */
   conflicts(start: number, end: number, read: boolean): boolean {
-    for (let hold = this.#find(start); hold !== null && hold.start < end; hold = this.#next()) {
+    for (let hold = this.#apart.find(start); hold !== null && hold.start < end; hold = this.#apart.next()) {
       if (!read || !hold.read) return true
     }
     return this.#overlaps.conflicts(start, end, read)
@@ -39,13 +33,25 @@ export class Tracker<T> {
   /** All holds that meet a range, in no order. Looks at each one that overlaps any other. */
   overlapping(start: number, end: number): Hold<T>[] {
     const found = this.#overlaps.overlapping(start, end)
-    for (let hold = this.#find(start); hold !== null && hold.start < end; hold = this.#next()) found.push(hold)
+    for (let hold = this.#apart.find(start); hold !== null && hold.start < end; hold = this.#apart.next())
+      found.push(hold)
     return found
   }
 
   /** Enters a hold that waits for nobody, whomever it overlaps. */
   add(hold: Hold<T>): void {
     this.#add(hold, false)
+  }
+
+  /** Enters a hold if nobody has anything of its range, or within `reach` bytes of it; tells whether it did. */
+  addApart(hold: Hold<T>, reach: number): boolean {
+    const start = hold.start - reach
+    const end = hold.end + reach
+    const next = this.#apart.find(start)
+    if ((next !== null && next.start < end) || this.#overlaps.conflicts(start, end, false)) return false
+    hold.order = ++this.#order
+    this.#apart.insert(hold)
+    return true
   }
 
   /** Enters a hold behind all those that are in its way; it may go if then its `blockers` is 0. */
@@ -65,18 +71,18 @@ export class Tracker<T> {
     if (hold.entry !== null) {
       this.#overlaps.remove(hold, released)
     } else {
-      this.#find(hold.start)
-      this.#drop()
+      this.#apart.find(hold.start)
+      this.#apart.drop()
     }
   }
 
   #add(hold: Hold<T>, waits: boolean): void {
     hold.order = ++this.#order
-    const next = this.#find(hold.start)
+    const next = this.#apart.find(hold.start)
     if (next !== null && next.start < hold.end) {
       this.#bringOver(hold.start, hold.end)
     } else if (!this.#overlaps.conflicts(hold.start, hold.end, false)) {
-      this.#insert(hold)
+      this.#apart.insert(hold)
       return
     }
     this.#overlaps.add(hold, waits)
@@ -84,77 +90,9 @@ export class Tracker<T> {
 
   /** Those of the list that a range meets are overlapped from now on. */
   #bringOver(start: number, end: number): void {
-    for (let hold = this.#find(start); hold !== null && hold.start < end; hold = this.#find(start)) {
-      this.#drop()
+    for (let hold = this.#apart.find(start); hold !== null && hold.start < end; hold = this.#apart.find(start)) {
+      this.#apart.drop()
       this.#overlaps.add(hold, false)
     }
-  }
-
-  /** The first hold of the list that ends after `place`. */
-  #find(place: number): Hold<T> | null {
-    const chunks = this.#chunks
-    let low = 0
-    let high = chunks.length
-    while (low < high) {
-      const middle = (low + high) >>> 1
-      const chunk = chunks[middle]!
-      if (chunk[chunk.length - 1]!.end > place) high = middle
-      else low = middle + 1
-    }
-    this.#chunk = low
-    this.#index = 0
-    if (low === chunks.length) return null
-    const chunk = chunks[low]!
-    let first = 0
-    let last = chunk.length - 1
-    while (first < last) {
-      const middle = (first + last) >>> 1
-      if (chunk[middle]!.end > place) last = middle
-      else first = middle + 1
-    }
-    this.#index = first
-    return chunk[first]!
-  }
-
-  /** The hold of the list after the one that was found last. */
-  #next(): Hold<T> | null {
-    this.#index++
-    if (this.#index === this.#chunks[this.#chunk]!.length) {
-      this.#chunk++
-      this.#index = 0
-    }
-    return this.#chunk === this.#chunks.length ? null : this.#chunks[this.#chunk]![this.#index]!
-  }
-
-  /** Puts a hold before the one that was found last. */
-  #insert(hold: Hold<T>): void {
-    const chunks = this.#chunks
-    if (chunks.length === 0) {
-      chunks.push([hold])
-      return
-    }
-    // Behind all others.
-    if (this.#chunk === chunks.length) {
-      this.#chunk--
-      this.#index = chunks[this.#chunk]!.length
-    }
-    const chunk = chunks[this.#chunk]!
-    // Not `splice`: for the few that are moved, its arrays cost more.
-    chunk.push(hold)
-    for (let i = chunk.length - 1; i > this.#index; i--) chunk[i] = chunk[i - 1]!
-    chunk[this.#index] = hold
-    if (chunk.length > CHUNK_MAX) chunks.splice(this.#chunk + 1, 0, chunk.splice(CHUNK_MAX / 2))
-  }
-
-  /** Takes out the hold that was found last. */
-  #drop(): void {
-    const chunk = this.#chunks[this.#chunk]!
-    if (chunk.length === 1) {
-      this.#chunks.splice(this.#chunk, 1)
-      return
-    }
-    const last = chunk.length - 1
-    for (let i = this.#index; i < last; i++) chunk[i] = chunk[i + 1]!
-    chunk.pop()
   }
 }

@@ -6,6 +6,7 @@ import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
+import { Apart } from '../lib/apart.ts'
 import { Hold, Tracker } from '../lib/tracker.ts'
 import { patience } from './support/targets.ts'
 
@@ -45,6 +46,10 @@ class Naive {
   conflicts(range: Range): boolean {
     return this.left.some((other) => conflict(other, range))
   }
+
+  isApart({ start, end }: Range, reach: number): boolean {
+    return this.left.every((other) => other.end <= start - reach || other.start >= end + reach)
+  }
 }
 
 /** A tracker and the rule side by side. */
@@ -60,7 +65,12 @@ class Both {
     const conflicts = this.tracker.conflicts(range.start, range.end, range.read)
     must(conflicts === this.naive.conflicts(range), `conflicts is ${conflicts}`)
     const hold = new Hold(range.start, range.end, range.read, range)
-    this.tracker.enter(hold)
+    // Both ways lead to the same where there is nobody near.
+    const reach = range.end % 3
+    const apart = this.naive.isApart(range, reach)
+    if (range.start % 2 === 0)
+      must(this.tracker.addApart(hold, reach) === apart, `${apart ? 'nobody' : 'somebody'} is near`)
+    if (range.start % 2 === 1 || !apart) this.tracker.enter(hold)
     this.naive.add(range)
     must(hold.blockers > 0 === conflicts, 'waits for nobody, or for nothing')
     if (hold.blockers === 0) this.going.push(hold)
@@ -159,9 +169,11 @@ describe('a hold is released exactly when all earlier holds that it conflicts wi
       count: fc.integer({ min: 600, max: 1500 }),
       large: fc.array(range(3000), { minLength: 1, maxLength: 6 }),
       seed: fc.nat(),
+      order: fc.constantFrom('scattered', 'ascending', 'descending'),
     })
     fc.assert(
-      fc.property(shape, ({ stride, count, large, seed }) => {
+      fc.property(shape, ({ stride, count, large, seed, order }) => {
+        const step = { scattered: 611, ascending: 1, descending: count - 1 }[order]
         const tracker = new Tracker<Range>()
         const naive = new Naive()
         const going = new Set<Hold<Range>>()
@@ -174,7 +186,7 @@ describe('a hold is released exactly when all earlier holds that it conflicts wi
           set.add(hold)
         }
         for (let at = 0; at < count; at++) {
-          const place = ((at * 611) % count) * stride
+          const place = ((at * step) % count) * stride
           add({ start: place, end: place + 1, read: (at + seed) % 3 === 0 })
         }
         for (const one of large) add(one)
@@ -203,6 +215,51 @@ describe('a hold is released exactly when all earlier holds that it conflicts wi
       { numRuns: 15 * patience },
     )
   })
+})
+
+test('the list of those that overlap nobody stays in order, however it is cut into chunks', () => {
+  // Places come in streams, which fill chunks at their ends, or by chance, which cuts them in half.
+  const stream = fc
+    .record({ from: fc.nat(5000), step: fc.constantFrom(-3, -1, 1, 3, 1021), count: fc.integer({ min: 1, max: 200 }) })
+    .map(({ from, step, count }) =>
+      Array.from({ length: count }, (_, at) => (((from + at * step) % 5003) + 5003) % 5003),
+    )
+  const history = fc.array(fc.record({ places: stream, drops: fc.nat(200), seed: fc.nat() }), {
+    minLength: 1,
+    maxLength: 8,
+  })
+  fc.assert(
+    fc.property(history, (steps) => {
+      const list = new Apart<null>()
+      const held = new Map<number, Hold<null>>()
+      const check = (): void => {
+        const found: Hold<null>[] = []
+        for (let hold = list.find(-1); hold !== null; hold = list.next()) found.push(hold)
+        expect(found).toEqual([...held.values()].sort((a, b) => a.start - b.start))
+        expect(list.count).toBe(held.size)
+      }
+      for (const { places, drops, seed } of steps) {
+        for (const place of places) {
+          if (held.has(place)) continue
+          const hold = new Hold(place * 2, place * 2 + 1 + (place % 2), false, null)
+          const next = list.find(hold.start)
+          must(next === null || next.start >= hold.end, 'somebody was found who is not there')
+          list.insert(hold)
+          held.set(place, hold)
+        }
+        check()
+        const kept = [...held.keys()]
+        for (let drop = 0; drop < drops && kept.length > 0; drop++) {
+          const [place] = kept.splice((seed + drop * 7919) % kept.length, 1)
+          must(list.find(place! * 2) === held.get(place!), 'another one was found')
+          list.drop()
+          held.delete(place!)
+        }
+        check()
+      }
+    }),
+    { numRuns: 100 * patience },
+  )
 })
 
 describe('by example', () => {
